@@ -1,0 +1,1 @@
+"""Measure and draw the loss landscape of any PyTorch model."""

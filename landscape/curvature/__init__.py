@@ -1,0 +1,1 @@
+"""Curvature: operators and what is computed from their products."""

@@ -1,0 +1,1 @@
+"""Pictures of results: matplotlib for paper, plotly for turning around."""

@@ -1,0 +1,1 @@
+"""Loss surfaces: directions, grids, paths."""

@@ -1,0 +1,455 @@
+"""The loss of a model on a data set as a function of its parameters: the one thing that every measurement asks.
+
+The model is never written to. Its modules are copied without their tensors' memory (parameters and buffers are shared), the copy is put into
+evaluation mode, and every call passes the parameters in (`torch.func.functional_call`).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import math
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from landscape.batches import Batches, count_examples, is_pair, leaves
+from landscape.results.types import Cost, Provenance
+
+Parameters = dict[str, Tensor]
+
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase,)
+
+
+class NonFiniteLossError(ValueError):
+    """The loss, or its gradient, is NaN or infinite where a measurement needs a number."""
+
+
+class Evaluation(NamedTuple):
+    """Loss and accuracy over the whole data, still on the device."""
+
+    loss: Tensor  # float64 scalar
+    accuracy: Tensor  # float64 scalar, NaN where the task has none
+
+
+class Objective:
+    r"""The mean loss over a data set, L(w) = sum_b n_b loss_b(w) / sum_b n_b, with n_b the number of examples in batch b.
+
+    Args:
+        model: any `torch.nn.Module`; it is only read, now and later: after further training the objective sees the new parameters.
+        loss: `loss(outputs, target)` for batches that are pairs, with outputs = model(inputs) (`model(*inputs)` for a tuple,
+            `model(**inputs)` for a dictionary); or `loss(model, batch)` for anything else. Both return a scalar.
+        data: a tuple (inputs, targets) of tensors, a DataLoader, or a list of batches. Every pass reads the same batches.
+        params: which parameters to vary: None for those with requires_grad, "all", or glob patterns on their names.
+        dtype: floating dtype to compute in; None for the parameters' own.
+        device: where to compute; None for where the parameters are.
+        batch_size: examples per pass through the model for data given as tensors; None chooses by their size.
+        batch_norm: "eval" uses running statistics; "batch" the statistics of each batch (then the batch size matters).
+        takes: "outputs" or "model", which form `loss` has; None tells by its argument names and the batches.
+        reduction: "mean" if the loss averages over the examples of a batch, "sum" if it adds them up.
+        weight: the weight of a batch in the mean, such as its number of tokens; None for its number of examples.
+
+    Raises:
+        TypeError: `model` is no module, or `data` cannot be read twice.
+        ValueError: no parameter to vary, an empty data set, or an option outside what is allowed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[..., Tensor],
+        data: Any,
+        *,
+        params: Literal["all"] | Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        batch_size: int | None = None,
+        batch_norm: Literal["eval", "batch"] = "eval",
+        takes: Literal["outputs", "model"] | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+        weight: Callable[[Any], float] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if not callable(loss):
+            raise TypeError(f"loss must be callable: loss(outputs, target) or loss(model, batch), got {type(loss).__name__}")
+        for name, value, allowed in (
+            ("batch_norm", batch_norm, ("eval", "batch")),
+            ("takes", takes, ("outputs", "model", None)),
+            ("reduction", reduction, ("mean", "sum")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
+        self.model = _unwrapped(model)
+        self.loss_function, self.reduction, self.batch_norm = loss, reduction, batch_norm
+        self.names = _chosen_names(self.model, params)
+        first = dict(self.model.named_parameters())[self.names[0]]
+        self.device = torch.device(device) if device is not None else first.device
+        self.dtype = dtype or first.dtype
+        self._convert = dtype is not None or device is not None
+        # Data keep their own dtype unless ours differs from the model's: a float32 network may well want float64 inputs cast by itself.
+        self.batches = Batches(data, batch_size=batch_size, device=self.device, dtype=dtype)
+        self._weight = weight or count_examples
+        first_batch = next(iter(self.batches))
+        self.takes = takes or _form_of(loss, first_batch)
+        self._classification = self.takes == "outputs" and _is_class_index(first_batch)
+        self._caller = _LossCall(_skeleton(self.model, batch_norm), loss, self.takes)
+        self._total: float | None = None
+        self._done = {"forwards": 0.0, "gradients": 0.0, "hvps": 0.0}
+
+    # ---- parameters -------------------------------------------------------------------------------------------------
+
+    @property
+    def parameters(self) -> Parameters:
+        """The parameters to vary, by name, as the model has them now; in the objective's dtype and on its device; not to be written to."""
+        named = dict(self.model.named_parameters())
+        return {name: self._place(named[name]) for name in self.names}
+
+    @property
+    def size(self) -> int:
+        """Number of parameters that vary."""
+        named = dict(self.model.named_parameters())
+        return sum(named[name].numel() for name in self.names)
+
+    def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Return parameters by name as one vector (n,), in the order of `names`."""
+        return torch.cat([params[name].reshape(-1) for name in self.names])
+
+    def unflatten(self, vector: Tensor) -> Parameters:
+        """Return a vector (n,) as parameters by name; the tensors are views of it."""
+        named = dict(self.model.named_parameters())
+        parts = torch.split(vector, [named[name].numel() for name in self.names])
+        return {name: part.view(named[name].shape) for name, part in zip(self.names, parts, strict=True)}
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        if not self._convert:
+            return tensor.detach()
+        return tensor.detach().to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    def _constants(self) -> Parameters:
+        """Return what the calls below hold fixed: frozen parameters, and buffers where they have to be converted."""
+        skeleton, varied = self._caller.model, set(self.names)
+        # Detached even where nothing is converted: a graph must not grow towards parameters nobody asked for.
+        fixed = {f"model.{n}": self._place(p) for n, p in skeleton.named_parameters() if n not in varied}
+        if self._convert:
+            fixed |= {f"model.{n}": self._place(b) for n, b in skeleton.named_buffers()}
+        return fixed
+
+    # ---- one batch --------------------------------------------------------------------------------------------------
+
+    def batch_loss(self, params: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """Return the mean loss of one batch at `params`: differentiable, and safe under `torch.func` transforms."""
+        return self.batch_loss_and_outputs(params, batch)[0]
+
+    def batch_loss_and_outputs(self, params: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Any]:
+        """Return the mean loss of one batch and the model's outputs (None where the loss takes the model itself)."""
+        replaced = self._constants() | {f"model.{name}": value for name, value in params.items()}
+        loss, outputs = functional_call(self._caller, replaced, (batch,))
+        return (loss / self.weight(batch) if self.reduction == "sum" else loss), outputs
+
+    def batch_correct(self, outputs: Any, batch: Any) -> Tensor | None:
+        """Return how many examples of a batch are classified correctly (0-d), or None where the task is no classification."""
+        if not self._classification or not isinstance(outputs, Tensor) or outputs.ndim < 2:
+            return None
+        target = batch[1]
+        # Segmentation and the like have classes on dimension 1 too; their share of correct pixels counts for the example.
+        return (outputs.argmax(1) == target).double().flatten(1).mean(1).sum() if target.ndim > 1 else (outputs.argmax(1) == target).sum()
+
+    def weight(self, batch: Any) -> float:
+        """Return the weight of a batch in the mean over the data."""
+        return float(self._weight(batch))
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights of all batches."""
+        if self._total is None:
+            if self._weight is count_examples:
+                self._total = float(self.batches.examples)
+            else:
+                self._total = sum(self.weight(batch) for batch in self.batches)
+        return self._total
+
+    @property
+    def examples(self) -> int:
+        """Number of examples in the data."""
+        return self.batches.examples
+
+    # ---- all batches ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, params: Mapping[str, Tensor] | None = None) -> Evaluation:
+        """Return loss and accuracy at `params` (the model's own by default), without looking whether they are finite."""
+        params = self.parameters if params is None else params
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.float64, device=self.device)
+        weight, examples = 0.0, 0
+        classified = True
+        with torch.no_grad():
+            for batch in self.batches:
+                value, outputs = self.batch_loss_and_outputs(params, batch)
+                n, size = self.weight(batch), count_examples(batch)
+                loss += value.double() * n
+                right = self.batch_correct(outputs, batch)
+                classified = classified and right is not None
+                if right is not None:
+                    correct += right
+                weight, examples = weight + n, examples + size
+        self.count("forwards", examples)
+        accuracy = correct / examples if classified else torch.full_like(correct, math.nan)
+        return Evaluation(loss / weight, accuracy)
+
+    def loss(self, params: Mapping[str, Tensor] | None = None) -> float:
+        """Return the mean loss over the data.
+
+        Args:
+            params: where to evaluate; the model's own parameters by default.
+
+        Returns:
+            The loss.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        value = float(self.evaluate(params).loss)
+        if not math.isfinite(value):
+            raise NonFiniteLossError(self._where_not_finite(self.parameters if params is None else params, value))
+        return value
+
+    def gradient(self, params: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Parameters]:
+        """Return the mean loss and its gradient over the data.
+
+        Args:
+            params: where to evaluate; the model's own parameters by default.
+
+        Returns:
+            The loss (0-d, float64) and the gradient by parameter name.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        params = self.parameters if params is None else params
+        leaves_ = {name: params[name].detach().requires_grad_() for name in self.names}
+        total = [torch.zeros_like(p) for p in leaves_.values()]
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        weight, examples = 0.0, 0
+        for batch in self.batches:
+            with torch.enable_grad():
+                value = self.batch_loss(leaves_, batch)
+                grads = torch.autograd.grad(value, list(leaves_.values()), allow_unused=True)
+            n = self.weight(batch)
+            used = [(t, g) for t, g in zip(total, grads, strict=True) if g is not None]
+            if used:
+                torch._foreach_add_([t for t, _ in used], [g for _, g in used], alpha=n)
+            loss += value.detach().double() * n
+            weight, examples = weight + n, examples + count_examples(batch)
+        self.count("gradients", examples)
+        torch._foreach_div_(total, weight)
+        loss /= weight
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteLossError(self._where_not_finite(params, float(loss)))
+        return loss, dict(zip(self.names, total, strict=True))
+
+    def _where_not_finite(self, params: Mapping[str, Tensor], value: float) -> str:
+        bad = [name for name in self.names if not bool(torch.isfinite(params[name]).all())]
+        if bad:
+            return f"the loss is {value}: parameter {bad[0]!r} has entries that are not finite"
+        with torch.no_grad():
+            for index, batch in enumerate(self.batches):
+                batch_value = float(self.batch_loss(params, batch))
+                if not math.isfinite(batch_value):
+                    inputs = [t for t in leaves(batch) if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+                    why = "its data hold NaN or infinity" if inputs else "its data are finite, so the model or the loss overflows"
+                    return f"the loss is {batch_value} on batch {index} (counted from 0): {why}"
+        return f"the loss is {value}"
+
+    # ---- bookkeeping ------------------------------------------------------------------------------------------------
+
+    def count(self, kind: Literal["forwards", "gradients", "hvps"], examples: float) -> None:
+        """Note work done on so many examples."""
+        self._done[kind] += examples
+
+    def meter(self) -> Meter:
+        """Return a meter that starts now; its `cost()` says what has been spent since."""
+        return Meter(self)
+
+    @property
+    def parameter_sha256(self) -> str:
+        """Hash over names, shapes and values of all parameters and buffers of the model as it is now."""
+        return tensors_sha256(dict(self.model.named_parameters()) | dict(self.model.named_buffers()))
+
+    def provenance(self, seed: int | None = None) -> Provenance:
+        """Return what results of this objective were computed on."""
+        return Provenance(
+            model=type(self.model).__name__,
+            parameters=self.size,
+            parameter_sha256=self.parameter_sha256,
+            data_sha256=self.batches.sha256,
+            examples=self.examples,
+            batch_norm=self.batch_norm,
+            seed=seed,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=_device_name(self.device),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            torch_version=torch.__version__,
+            numpy_version=np.__version__,
+            creation_library="landscape",
+            creation_library_version=_library_version(),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Objective {type(self.model).__name__}, {self.size:,} parameters, {self.dtype}, {self.device}>"
+
+
+class Meter:
+    """Measures what a computation on one objective costs."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._before = dict(objective._done)
+        self._started = time.perf_counter()
+
+    def cost(self) -> Cost:
+        """Return the work and the seconds since the meter was made."""
+        examples = max(self._objective.examples, 1)
+        done = {kind: (total - self._before[kind]) / examples for kind, total in self._objective._done.items()}
+        return Cost(**done, seconds=time.perf_counter() - self._started)
+
+
+class _LossCall(nn.Module):
+    """Model and loss as one module, so that `functional_call` can put parameters into both forms of loss."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], takes: str) -> None:
+        super().__init__()
+        self.model, self.takes = model, takes
+        # In a tuple: a loss that is itself a module must not add its parameters to ours.
+        self.loss = (loss,)
+
+    def forward(self, batch: Any) -> tuple[Tensor, Any]:
+        if self.takes == "model":
+            return _scalar(self.loss[0](self.model, batch)), None
+        inputs, target = batch
+        if isinstance(inputs, Mapping):
+            outputs = self.model(**inputs)
+        elif isinstance(inputs, tuple | list):
+            outputs = self.model(*inputs)
+        else:
+            outputs = self.model(inputs)
+        return _scalar(self.loss[0](outputs, target)), outputs
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss must return one number per batch, got {got}; use reduction='mean' or call .mean()")
+    return loss.reshape(())
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Run fused attention by its plain formula: the fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash over names, shapes, dtypes and bytes of tensors; their device does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _skeleton(model: nn.Module, batch_norm: str) -> nn.Module:
+    """Copy a module's structure; parameters and buffers stay shared. The copy is in evaluation mode."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        own = [*module._parameters.values(), *module._buffers.values()]
+        memo.update({id(t): t for t in own if t is not None})
+        # A network that keeps activations of its last call: part of a graph, they cannot be copied as they are.
+        memo.update({id(v): v.detach() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf})
+    try:
+        skeleton = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TypeError(f"model cannot be copied ({type(error).__name__}: {error}); remove what cannot, or give it __deepcopy__") from error
+    skeleton.eval()
+    if batch_norm == "batch":
+        for module in skeleton.modules():
+            if isinstance(module, _NORMALISATIONS):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+    return skeleton
+
+
+def _chosen_names(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
+    named = dict(model.named_parameters())
+    if not named:
+        raise ValueError(f"model {type(model).__name__} has no parameters to vary")
+    if params is None:
+        names = [name for name, p in named.items() if p.requires_grad]
+        if not names:
+            raise ValueError("every parameter of the model has requires_grad=False; pass params='all' to measure them all the same")
+    elif params == "all":
+        names = list(named)
+    else:
+        patterns: Iterable[str] = [params] if isinstance(params, str) else params
+        patterns = list(patterns)
+        names = [name for name in named if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        missing = [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in named)]
+        if missing or not names:
+            raise ValueError(f"params: no parameter matches {missing}; the model has {', '.join(list(named)[:6])}, ...")
+    return [name for name in names if named[name].numel()]
+
+
+def _form_of(loss: Callable[..., Tensor], batch: Any) -> Literal["outputs", "model"]:
+    """Tell `loss(model, batch)` from `loss(outputs, target)`: by what it calls its arguments, else by the batch."""
+    if not is_pair(batch):
+        return "model"
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        names = [p.name.lower() for p in inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):
+        names = []
+    by_name = names[:1] and names[0] in {"model", "net", "network", "module"}
+    return "model" if by_name or "batch" in names[1:2] else "outputs"
+
+
+def _is_class_index(batch: Any) -> bool:
+    target = batch[1]
+    return not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def _library_version() -> str:
+    try:
+        return version("landscape-sam")
+    except PackageNotFoundError:
+        return "unknown"
