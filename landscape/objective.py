@@ -1,7 +1,7 @@
 """The loss of a model on a data set as a function of its parameters: the one thing that every measurement asks.
 
-The model is never written to. Its modules are copied without their tensors' memory (parameters and buffers are shared), the copy is put into
-evaluation mode, and every call passes the parameters in (`torch.func.functional_call`).
+The model is never written to. Its modules are copied without their tensors' memory (parameters and buffers are shared), the copy is put
+into evaluation mode, and every call passes the parameters in (`torch.func.functional_call`).
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ class Objective:
         first_batch = next(iter(self.batches))
         self.takes = takes or _form_of(loss, first_batch)
         self._classification = self.takes == "outputs" and _is_class_index(first_batch)
+        if isinstance(loss, nn.Module) and self._convert:  # class weights and the like follow the model's dtype
+            loss = copy.deepcopy(loss).to(self.device, self.dtype)
         self._caller = _LossCall(_skeleton(self.model, batch_norm), loss, self.takes)
         self._total: float | None = None
         self._done = {"forwards": 0.0, "gradients": 0.0, "hvps": 0.0}
