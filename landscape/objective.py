@@ -7,30 +7,26 @@ into evaluation mode, and every call passes the parameters in (`torch.func.funct
 from __future__ import annotations
 
 import copy
-import hashlib
-import inspect
 import math
-import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.batches import Batches, count_examples, is_pair, leaves
+from landscape.batches import Batches, count_examples, leaves
+from landscape.provenance import device_name, library_version, tensors_sha256
 from landscape.results.types import Cost, Provenance
+from landscape.stateless import LossCall, form_of, skeleton_of, twice_differentiable, unwrapped
+
+__all__ = ["Evaluation", "Meter", "NonFiniteLossError", "Objective", "Parameters", "tensors_sha256", "twice_differentiable"]
 
 Parameters = dict[str, Tensor]
-
-_NORMALISATIONS = (nn.modules.batchnorm._NormBase,)
 
 
 class NonFiniteLossError(ValueError):
@@ -94,7 +90,7 @@ class Objective:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point dtype, got {dtype}")
-        self.model = _unwrapped(model)
+        self.model = unwrapped(model)
         self.loss_function, self.reduction, self.batch_norm = loss, reduction, batch_norm
         self.names = _chosen_names(self.model, params)
         first = dict(self.model.named_parameters())[self.names[0]]
@@ -105,11 +101,11 @@ class Objective:
         self.batches = Batches(data, batch_size=batch_size, device=self.device, dtype=dtype)
         self._weight = weight or count_examples
         first_batch = next(iter(self.batches))
-        self.takes = takes or _form_of(loss, first_batch)
+        self.takes = takes or form_of(loss, first_batch)
         self._classification = self.takes == "outputs" and _is_class_index(first_batch)
         if isinstance(loss, nn.Module) and self._convert:  # class weights and the like follow the model's dtype
             loss = copy.deepcopy(loss).to(self.device, self.dtype)
-        self._caller = _LossCall(_skeleton(self.model, batch_norm), loss, self.takes)
+        self._caller = LossCall(skeleton_of(self.model, batch_norm), loss, self.takes)
         self._total: float | None = None
         self._done = {"forwards": 0.0, "gradients": 0.0, "hvps": 0.0}
 
@@ -303,12 +299,12 @@ class Objective:
             batch_norm=self.batch_norm,
             seed=seed,
             dtype=str(self.dtype).removeprefix("torch."),
-            device=_device_name(self.device),
+            device=device_name(self.device),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             torch_version=torch.__version__,
             numpy_version=np.__version__,
             creation_library="landscape",
-            creation_library_version=_library_version(),
+            creation_library_version=library_version(),
         )
 
     def __repr__(self) -> str:
@@ -328,84 +324,6 @@ class Meter:
         examples = max(self._objective.examples, 1)
         done = {kind: (total - self._before[kind]) / examples for kind, total in self._objective._done.items()}
         return Cost(**done, seconds=time.perf_counter() - self._started)
-
-
-class _LossCall(nn.Module):
-    """Model and loss as one module, so that `functional_call` can put parameters into both forms of loss."""
-
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], takes: str) -> None:
-        super().__init__()
-        self.model, self.takes = model, takes
-        # In a tuple: a loss that is itself a module must not add its parameters to ours.
-        self.loss = (loss,)
-
-    def forward(self, batch: Any) -> tuple[Tensor, Any]:
-        if self.takes == "model":
-            return _scalar(self.loss[0](self.model, batch)), None
-        inputs, target = batch
-        if isinstance(inputs, Mapping):
-            outputs = self.model(**inputs)
-        elif isinstance(inputs, tuple | list):
-            outputs = self.model(*inputs)
-        else:
-            outputs = self.model(inputs)
-        return _scalar(self.loss[0](outputs, target)), outputs
-
-
-def _scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(f"loss must return one number per batch, got {got}; use reduction='mean' or call .mean()")
-    return loss.reshape(())
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Run fused attention by its plain formula: the fused kernels have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Return a hash over names, shapes, dtypes and bytes of tensors; their device does not matter."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def _skeleton(model: nn.Module, batch_norm: str) -> nn.Module:
-    """Copy a module's structure; parameters and buffers stay shared. The copy is in evaluation mode."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        own = [*module._parameters.values(), *module._buffers.values()]
-        memo.update({id(t): t for t in own if t is not None})
-        # A network that keeps activations of its last call: part of a graph, they cannot be copied as they are.
-        memo.update({id(v): v.detach() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf})
-    try:
-        skeleton = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TypeError(f"model cannot be copied ({type(error).__name__}: {error}); remove what cannot, or give it __deepcopy__") from error
-    skeleton.eval()
-    if batch_norm == "batch":
-        for module in skeleton.modules():
-            if isinstance(module, _NORMALISATIONS):
-                module.track_running_stats = False
-                module.running_mean = module.running_var = module.num_batches_tracked = None
-    return skeleton
 
 
 def _chosen_names(model: nn.Module, params: str | Sequence[str] | None) -> list[str]:
@@ -428,30 +346,6 @@ def _chosen_names(model: nn.Module, params: str | Sequence[str] | None) -> list[
     return [name for name in names if named[name].numel()]
 
 
-def _form_of(loss: Callable[..., Tensor], batch: Any) -> Literal["outputs", "model"]:
-    """Tell `loss(model, batch)` from `loss(outputs, target)`: by what it calls its arguments, else by the batch."""
-    if not is_pair(batch):
-        return "model"
-    function = loss.forward if isinstance(loss, nn.Module) else loss
-    try:
-        names = [p.name.lower() for p in inspect.signature(function).parameters.values()]
-    except (TypeError, ValueError):
-        names = []
-    by_name = names[:1] and names[0] in {"model", "net", "network", "module"}
-    return "model" if by_name or "batch" in names[1:2] else "outputs"
-
-
 def _is_class_index(batch: Any) -> bool:
     target = batch[1]
     return not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
-
-
-def _library_version() -> str:
-    try:
-        return version("landscape-sam")
-    except PackageNotFoundError:
-        return "unknown"

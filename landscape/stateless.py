@@ -1,0 +1,97 @@
+"""A model's structure without its state: what `functional_call` needs to evaluate a model that must not be written to."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from landscape.batches import is_pair
+
+_NORMALISATIONS = (nn.modules.batchnorm._NormBase,)
+
+
+class LossCall(nn.Module):
+    """Model and loss as one module, so that `functional_call` can put parameters into both forms of loss."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], takes: str) -> None:
+        super().__init__()
+        self.model, self.takes = model, takes
+        # In a tuple: a loss that is itself a module must not add its parameters to ours.
+        self.loss = (loss,)
+
+    def forward(self, batch: Any) -> tuple[Tensor, Any]:
+        if self.takes == "model":
+            return _scalar(self.loss[0](self.model, batch)), None
+        inputs, target = batch
+        if isinstance(inputs, Mapping):
+            outputs = self.model(**inputs)
+        elif isinstance(inputs, tuple | list):
+            outputs = self.model(*inputs)
+        else:
+            outputs = self.model(inputs)
+        return _scalar(self.loss[0](outputs, target)), outputs
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss must return one number per batch, got {got}; use reduction='mean' or call .mean()")
+    return loss.reshape(())
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Run fused attention by its plain formula: the fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside DataParallel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def skeleton_of(model: nn.Module, batch_norm: str) -> nn.Module:
+    """Copy a module's structure; parameters and buffers stay shared. The copy is in evaluation mode."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        own = [*module._parameters.values(), *module._buffers.values()]
+        memo.update({id(t): t for t in own if t is not None})
+        # A network that keeps activations of its last call: part of a graph, they cannot be copied as they are.
+        memo.update({id(v): v.detach() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf})
+    try:
+        skeleton = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TypeError(f"model cannot be copied ({type(error).__name__}: {error}); remove what cannot, or give it __deepcopy__") from error
+    skeleton.eval()
+    if batch_norm == "batch":
+        for module in skeleton.modules():
+            if isinstance(module, _NORMALISATIONS):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+    return skeleton
+
+
+def form_of(loss: Callable[..., Tensor], batch: Any) -> Literal["outputs", "model"]:
+    """Tell `loss(model, batch)` from `loss(outputs, target)`: by what it calls its arguments, else by the batch."""
+    if not is_pair(batch):
+        return "model"
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        names = [p.name.lower() for p in inspect.signature(function).parameters.values()]
+    except (TypeError, ValueError):
+        names = []
+    by_name = names[:1] and names[0] in {"model", "net", "network", "module"}
+    return "model" if by_name or "batch" in names[1:2] else "outputs"
