@@ -22,10 +22,12 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def device_name(device: torch.device) -> str:
+    """Return the name of the hardware behind a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
 
 
 def library_version() -> str:
+    """Return the installed version of this package."""
     try:
         return version("landscape-sam")
     except PackageNotFoundError:

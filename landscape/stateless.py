@@ -26,6 +26,7 @@ class LossCall(nn.Module):
         self.loss = (loss,)
 
     def forward(self, batch: Any) -> tuple[Tensor, Any]:
+        """Return the loss of a batch, and the outputs where the loss takes outputs."""
         if self.takes == "model":
             return _scalar(self.loss[0](self.model, batch)), None
         inputs, target = batch
