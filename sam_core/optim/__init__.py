@@ -1,0 +1,71 @@
+"""The sharpness-aware family: methods by class and by name, and the parts they are put together from."""
+
+from sam_core.optim.ascent import Adaptive, Ascent, Friendly, PNorm, Smoothed
+from sam_core.optim.batchnorm import frozen_statistics
+from sam_core.optim.combine import Combine, Look, Mixed, Perturbed, SurrogateGap, WeightedSharpness
+from sam_core.optim.methods import (
+    ASAM,
+    FSAM,
+    GNP,
+    GSAM,
+    SAM,
+    WSAM,
+    IntervalSAM,
+    LookSAM,
+    MethodInfo,
+    MomentumSAM,
+    OptSAM,
+    Plain,
+    RandSAM,
+    SAMdb,
+    VaSSO,
+    make,
+    methods,
+    mSAM,
+)
+from sam_core.optim.optimizer import SharpnessAware
+from sam_core.optim.sampa import SAMPa
+from sam_core.optim.schedule import Both, Every, EveryStep, FollowLR, Never, Schedule, WarmUp, Window
+
+__all__ = [
+    "ASAM",
+    "FSAM",
+    "GNP",
+    "GSAM",
+    "SAM",
+    "WSAM",
+    "Adaptive",
+    "Ascent",
+    "Both",
+    "Combine",
+    "Every",
+    "EveryStep",
+    "FollowLR",
+    "Friendly",
+    "IntervalSAM",
+    "Look",
+    "LookSAM",
+    "MethodInfo",
+    "Mixed",
+    "MomentumSAM",
+    "Never",
+    "OptSAM",
+    "PNorm",
+    "Perturbed",
+    "Plain",
+    "RandSAM",
+    "SAMPa",
+    "SAMdb",
+    "Schedule",
+    "SharpnessAware",
+    "Smoothed",
+    "SurrogateGap",
+    "VaSSO",
+    "WarmUp",
+    "WeightedSharpness",
+    "Window",
+    "frozen_statistics",
+    "mSAM",
+    "make",
+    "methods",
+]

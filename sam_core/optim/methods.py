@@ -1,0 +1,401 @@
+"""The methods by name: each a few lines that put the parts together, with formula, source and cost in the registry.
+
+In the formulas w are the weights, g the gradient at w, g_s the gradient at w + eps, H the Hessian at w, `base(v)` the base
+optimizer's step with gradient v.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, Unpack
+
+from torch.optim import Optimizer
+
+from sam_core.optim.ascent import Adaptive, Ascent, Friendly, PNorm, Smoothed, with_rho
+from sam_core.optim.combine import Look, Mixed, SurrogateGap, WeightedSharpness
+from sam_core.optim.optimizer import Options, SharpnessAware
+from sam_core.optim.sampa import Momentum, Previous, Random, SAMPa
+from sam_core.optim.schedule import Both, Every, Never
+
+Method = TypeVar("Method", bound=type[SharpnessAware])
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One row of the table of methods."""
+
+    name: str
+    cls: type[SharpnessAware]
+    formula: str
+    source: str
+    gradients: str  # per step, in units of one gradient of the batch
+    sequential: str  # of those, how many cannot run at the same time
+    memory: str  # extra, in units P of all parameters
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the method's own arguments with their defaults."""
+        signature = inspect.signature(self.cls.__init__)
+        return {
+            name: argument.default
+            for name, argument in signature.parameters.items()
+            if argument.default is not inspect.Parameter.empty and name not in ("ascent", *Options.__annotations__)
+        }
+
+    @property
+    def arguments(self) -> list[str]:
+        """Return the names of all keywords the method takes."""
+        own = [
+            name
+            for name, argument in inspect.signature(self.cls.__init__).parameters.items()
+            if name not in ("self", "base") and argument.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        return [*own, *(name for name in Options.__annotations__ if name not in own)]
+
+
+_registry: dict[str, MethodInfo] = {}
+_spellings: dict[str, str] = {}
+
+
+def spelled(name: str) -> str:
+    """Return a name without case, dashes, underscores and blanks."""
+    return "".join(c for c in name.lower() if c not in "-_ ")
+
+
+def method(
+    name: str, *aliases: str, formula: str, source: str, gradients: str = "2", sequential: str = "2", memory: str = "1 P"
+) -> Callable[[Method], Method]:
+    """Put a class into the registry, under a name and other spellings."""
+
+    def register(cls: Method) -> Method:
+        _registry[name] = MethodInfo(name, cls, formula, source, gradients, sequential, memory)
+        for spelling in (name, *aliases):
+            _spellings[spelled(spelling)] = name
+        return cls
+
+    return register
+
+
+def methods() -> dict[str, MethodInfo]:
+    """Return all methods by name."""
+    return dict(_registry)
+
+
+def make(name: str, base: Optimizer, **options: Any) -> SharpnessAware:
+    """Return the method called `name` around `base`; case, dashes and underscores do not matter.
+
+    Raises:
+        ValueError: There is no such method.
+        TypeError: The method has no such option.
+    """
+    key = _spellings.get(spelled(name))
+    if key is None:
+        close = dict.fromkeys(_spellings[s] for s in difflib.get_close_matches(spelled(name), list(_spellings), cutoff=0.5))
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are {', '.join(_registry)}"
+        raise ValueError(f"unknown method {name!r}: {hint}")
+    info = _registry[key]
+    unknown = [option for option in options if option not in info.arguments]
+    if unknown:
+        raise TypeError(f"{info.cls.__name__} has no option {unknown[0]!r}; it has {', '.join(info.arguments)}")
+    return info.cls(base, **options)
+
+
+@method("none", "sgd", "plain", formula="base(g)", source="-", gradients="1", sequential="1", memory="0")
+class Plain(SharpnessAware):
+    """The base optimizer alone, behind the same interface: one gradient per step, no climb."""
+
+    def __init__(self, base: Optimizer, **options: Unpack[Options]) -> None:
+        options = {**options, "schedule": Never()}
+        super().__init__(base, ascent=PNorm(0.0), **options)
+
+
+@method(
+    "sam",
+    formula="eps = rho sign(g) (|g| / ||g||_q)^(q-1); base(g_s); second_order: base(g_s + (d eps/dw)^T g_s)",
+    source="Foret et al. 2021, arXiv 2010.01412",
+)
+class SAM(SharpnessAware):
+    """Sharpness-aware minimisation.
+
+    `adaptive=True` scales every tensor by |w|, biases too; see `ASAM` for the definition of its authors. `second_order=True`
+    keeps the term that SAM drops (p = 2: (rho / ||g||) H (g_s - g^ <g^, g_s>)) and wants `backward(create_graph=True)`.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        p: float = 2,
+        adaptive: bool = False,
+        second_order: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, ascent=PNorm(rho, p, adaptive), second_order=second_order, **options)
+
+
+@method(
+    "asam",
+    formula="eps = rho T^2 g / ||T g||, T = |w| + eta (biases: 1); base(g_s)",
+    source="Kwon et al. 2021, arXiv 2102.11600",
+)
+class ASAM(SharpnessAware):
+    """Adaptive SAM, the authors' definition: weights and gains are scaled, biases are not.
+
+    Biases are known by name with `model=` or if the base optimizer got `named_parameters()`; otherwise by position.
+    """
+
+    def __init__(self, base: Optimizer, rho: float = 0.5, eta: float = 0.01, p: float = 2, **options: Unpack[Options]) -> None:
+        super().__init__(base, ascent=Adaptive(rho, p, eta), **options)
+
+
+@method(
+    "msam",
+    formula="eps_i = rho g_i / ||g_i|| for each shard i; base(mean_i g_s,i)",
+    source="Behdin et al. 2023, arXiv 2302.09693",
+    memory="2 P",
+)
+class mSAM(SharpnessAware):  # noqa: N801
+    """SAM with a climb of its own for every shard: `step([closure_1, ..., closure_m], weights=sizes)`.
+
+    m is the number of shards here; in m-sharpness it is the number of examples in one.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        p: float = 2,
+        adaptive: bool = False,
+        *,
+        ascent: Ascent | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        ascent = PNorm(rho, p, adaptive) if ascent is None else with_rho(ascent, rho)
+        super().__init__(base, ascent=ascent, per_shard=True, **options)
+
+
+@method(
+    "gsam",
+    formula="eps = rho g / ||g||; base(g_s - alpha g_perp), g_perp the part of g orthogonal to g_s",
+    source="Zhuang et al. 2022, arXiv 2203.08065",
+    memory="2 P",
+)
+class GSAM(SharpnessAware):
+    """Surrogate-gap guided SAM; with `schedule=FollowLR(...)` the radius follows the learning rate as in the paper."""
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        alpha: float = 0.4,
+        minimize_perturbed: bool = True,
+        *,
+        ascent: Ascent | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, ascent=with_rho(ascent, rho), combine=SurrogateGap(alpha, minimize_perturbed), **options)
+
+
+@method(
+    "gnp",
+    formula="eps = rho g / ||g||; base((1 - alpha) g + alpha g_s); unit_norm: g / ||g|| in place of g",
+    source="Zhao et al. 2022, arXiv 2202.03599",
+    memory="2 P",
+)
+class GNP(SharpnessAware):
+    """Gradient-norm penalty."""
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.1,
+        alpha: float = 0.8,
+        unit_norm: bool = False,
+        *,
+        ascent: Ascent | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, ascent=with_rho(ascent, rho), combine=Mixed(alpha, unit_norm), **options)
+
+
+@method(
+    "wsam",
+    formula="a = gamma / (1 - gamma); base(g), then w <- w - lr a (g_s - g); coupled: base(a g_s + (1 - a) g)",
+    source="Yue et al. 2023, arXiv 2305.15817",
+    memory="2 P",
+)
+class WSAM(SharpnessAware):
+    """Weighted SAM: sharpness as a penalty of its own weight."""
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        gamma: float = 0.9,
+        decouple: bool = True,
+        *,
+        ascent: Ascent | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, ascent=with_rho(ascent, rho), combine=WeightedSharpness(gamma, decouple), **options)
+
+
+@method(
+    "fsam",
+    "friendly-sam",
+    formula="d = g - sigma m, m <- lmbda m + (1 - lmbda) g; eps = rho d / ||d||; base(g_s)",
+    source="Li et al. 2024, arXiv 2403.12350",
+    memory="2 P",
+)
+class FSAM(SharpnessAware):
+    """Friendly SAM: climbs along the batch-specific part of the gradient."""
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        sigma: float = 1.0,
+        lmbda: float = 0.6,
+        p: float = 2,
+        adaptive: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, ascent=Friendly(rho, sigma, lmbda, p, adaptive), **options)
+
+
+@method(
+    "vasso",
+    formula="d <- (1 - theta) d + theta g; eps = rho d / ||d||; base(g_s)",
+    source="Li & Giannakis 2023, arXiv 2309.15639",
+    memory="2 P",
+)
+class VaSSO(SharpnessAware):
+    """Variance-suppressed SAM: climbs along a running average of gradients."""
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        theta: float = 0.9,
+        p: float = 2,
+        adaptive: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, ascent=Smoothed(rho, theta, p, adaptive), **options)
+
+
+@method(
+    "looksam",
+    formula="every k steps SAM, keeping g_v = g_s - g^ <g^, g_s>; between: base(g + alpha ||g|| / ||g_v|| g_v)",
+    source="Liu et al. 2022, arXiv 2203.02714",
+    gradients="1 + 1/k",
+    sequential="1 + 1/k",
+    memory="3 P",
+)
+class LookSAM(SharpnessAware):
+    """LookSAM with global projection."""
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.1,
+        k: int = 5,
+        alpha: float = 0.7,
+        *,
+        ascent: Ascent | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        far = options.get("schedule")
+        options = {**options, "schedule": Every(k) if far is None else Both(Every(k), far)}
+        super().__init__(base, ascent=with_rho(ascent, rho), combine=Look(alpha), **options)
+
+
+@method(
+    "interval",
+    formula="every k steps SAM, between: base(g)",
+    source="SAM every k steps",
+    gradients="1 + 1/k",
+    sequential="1 + 1/k",
+)
+class IntervalSAM(SharpnessAware):
+    """SAM every k steps, plain steps between."""
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.05,
+        k: int = 10,
+        *,
+        ascent: Ascent | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        far = options.get("schedule")
+        options = {**options, "schedule": Every(k) if far is None else Both(Every(k), far)}
+        super().__init__(base, ascent=with_rho(ascent, rho), **options)
+
+
+@method(
+    "sam-db",
+    formula="eps = rho g / ||g|| with g from batch B_t; base(g_s) with g_s from batch B_{t+1}",
+    source="Xie, Pethick, Cevher 2024, arXiv 2410.10683",
+)
+class SAMdb(SharpnessAware):
+    """SAM whose two gradients come from two different batches: `step(closure, next_closure)`."""
+
+    takes_next_batch = True
+
+    def __init__(self, base: Optimizer, rho: float = 0.05, *, ascent: Ascent | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(base, ascent=with_rho(ascent, rho), **options)
+
+
+@method(
+    "optsam",
+    formula="eps = rho g' / ||g'||, g' the last step's g_s (first step: g); base(g_s)",
+    source="Xie, Pethick, Cevher 2024, arXiv 2410.10683",
+    gradients="1",
+    sequential="1",
+    memory="2 P",
+)
+class OptSAM(SharpnessAware):
+    """Climbs along the previous perturbed gradient; a baseline that does not converge."""
+
+    def __init__(self, base: Optimizer, rho: float = 0.05, p: float = 2, **options: Unpack[Options]) -> None:
+        super().__init__(base, ascent=Previous(rho, p), **options)
+
+
+@method(
+    "randsam",
+    formula="eps = rho u / ||u||, u ~ N(0, I); base(g_s)",
+    source="Xie, Pethick, Cevher 2024, arXiv 2410.10683",
+    gradients="1",
+    sequential="1",
+)
+class RandSAM(SharpnessAware):
+    """Climbs along a random direction; a baseline."""
+
+    def __init__(self, base: Optimizer, rho: float = 0.05, seed: int = 0, **options: Unpack[Options]) -> None:
+        super().__init__(base, ascent=Random(rho, seed), **options)
+
+
+@method(
+    "momentum-sam",
+    formula="eps = -rho v / ||v||, v the base optimizer's momentum; base(g_s)",
+    source="Becker et al. 2024, arXiv 2401.12033",
+    gradients="1",
+    sequential="1",
+)
+class MomentumSAM(SharpnessAware):
+    """Climbs against the momentum."""
+
+    def __init__(self, base: Optimizer, rho: float = 0.3, **options: Unpack[Options]) -> None:
+        super().__init__(base, ascent=Momentum(rho), **options)
+
+
+method(
+    "sampa",
+    formula="x~ = x + rho grad f(y) / ||.||, y+ = base(grad f(y)) from x; base((1 - lam) grad f(x~) + lam grad f(y+))",
+    source="Xie, Pethick, Cevher 2024, arXiv 2410.10683",
+    sequential="1",
+    memory="3 P",
+)(SAMPa)

@@ -1,0 +1,616 @@
+"""SharpnessAware: one machine for all methods, put together from an ascent, a combination and a schedule.
+
+    loss_0, g = gradient at w              (not for ascents that do without)
+    eps       = ascent(g, w)               (in steps in which the schedule climbs, as far as it says)
+    g_s       = gradient at w + eps
+    w         = base optimizer's step from w with combine(g, g_s)
+
+The weights come back by copying a saved copy over them, so w is restored to the bit, also when a closure raises.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from sam_core.optim import vectors
+from sam_core.optim.ascent import Ascent, PNorm, Site
+from sam_core.optim.batchnorm import frozen_statistics
+from sam_core.optim.carried import Carrier
+from sam_core.optim.checks import in_range
+from sam_core.optim.combine import Combine, FromFunction, Perturbed
+from sam_core.optim.schedule import EveryStep, Schedule
+
+Closure = Callable[[], Tensor]
+Gradient = list[Tensor | None]  # one entry per parameter, in the order of the groups; None: it took no part
+Shards = list[tuple[Closure, float]]  # closures with their shares of the mean, which sum to 1
+
+
+class Options(TypedDict, total=False):
+    """Keywords that every method takes."""
+
+    model: nn.Module | None  # freezes running statistics in perturbed passes; names and layer types for methods that ask
+    schedule: Schedule | None  # when to climb and how far
+    only: Iterable[Tensor] | None  # perturb these parameters only
+
+
+class Visit(NamedTuple):
+    """What one shard (or the whole batch) gave."""
+
+    loss: Tensor
+    clean: Gradient | None
+    perturbed: Gradient | None  # None: the schedule did not climb
+    passes: int
+
+
+class SharpnessAware(Optimizer):
+    """A sharpness-aware method around a `torch.optim` optimizer.
+
+    `step(closure)` returns the loss of the clean pass (of the only pass for methods with one gradient). A closure clears
+    the gradients, runs forward and backward and returns the loss; a list of closures is a batch in pieces, whose gradients
+    are averaged: the same step as with the whole batch, or with `per_shard=True` a climb of its own for every piece (mSAM).
+
+    Parameter groups are those of the base optimizer. A group may set its own `rho`, and `perturb=False` keeps it out of
+    the climb (and out of its norm); learning-rate schedulers go on the base optimizer or on this one.
+    """
+
+    takes_next_batch = False  # step(closure, next_closure): the method uses two different batches
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        ascent: Ascent | None = None,
+        combine: Combine | Callable[[list[Tensor], list[Tensor]], list[Tensor]] | None = None,
+        schedule: Schedule | None = None,
+        model: nn.Module | None = None,
+        only: Iterable[Tensor] | None = None,
+        per_shard: bool = False,
+        second_order: bool = False,
+    ) -> None:
+        if not isinstance(base, Optimizer):
+            shown = f"the class {base.__name__}" if isinstance(base, type) else repr(base)[:80]
+            raise TypeError(
+                "base must be a torch.optim.Optimizer instance, as in "
+                f"SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05); not {shown}"
+            )
+        if isinstance(base, (SharpnessAware, LBFGS)):
+            raise TypeError(f"base cannot be a {type(base).__name__}: its step runs closures of its own")
+        ascent = PNorm(0.05) if ascent is None else ascent
+        combine = Perturbed() if combine is None else combine
+        schedule = EveryStep() if schedule is None else schedule
+        for name, part, kind in (("ascent", ascent, Ascent), ("schedule", schedule, Schedule)):
+            if not isinstance(part, kind):
+                raise TypeError(f"{name} must be a {kind.__name__} instance, not {part!r}")
+        if model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, not {model!r}")
+        self._base: Optimizer | None = None
+        super().__init__(base.param_groups, dict(base.defaults))  # checks the groups; they stay the base's own
+        self._base = base
+        self.ascent = ascent.fresh()
+        self.combine = (combine if isinstance(combine, Combine) else FromFunction(combine)).fresh()
+        self.schedule = schedule.fresh()
+        self.memory = Carrier()  # what the method as a whole carries along
+        self.model = model
+        self.per_shard = per_shard
+        self.second_order = second_order
+        self.steps = 0  # steps made
+        self.gradients_computed = 0  # in units of one gradient of the whole batch
+        self._only = None if only is None else set(only)
+        self._home: tuple[list[Tensor], list[Tensor]] | None = None  # moved parameters, their saved values
+        self._pending: tuple[Gradient | None, bool] | None = None  # of first_step: clean gradient, whether it climbed
+        self._frozen = ExitStack()  # running statistics between first_step and second_step
+        self._check_composition()
+        for group in base.param_groups:
+            self._check_group(group)
+
+    def _check_composition(self) -> None:
+        """Refuse parts that make no sense together."""
+        if self.ascent.rho is None:
+            raise ValueError("rho is not set: give it to the ascent, as in ascent=PNorm(rho=0.05)")
+        if self.per_shard and self.ascent.remembers():
+            raise ValueError(
+                f"{type(self.ascent).__name__} carries a direction from step to step, which the shards of one step do not "
+                "have: use it without per_shard"
+            )
+        if self.per_shard and self.schedule.looks_at_gradient:
+            raise ValueError(f"{type(self.schedule).__name__} decides by the gradient of the batch: use it without per_shard")
+        if self.second_order and not self.ascent.differentiable:
+            raise ValueError(f"second_order=True needs an ascent that depends on g and w alone, not {type(self.ascent).__name__}")
+        known = {p for group in self.param_groups for p in group["params"]}
+        if self._only is not None and not self._only & known:
+            raise ValueError("only: none of these tensors is a parameter of the base optimizer")
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Refuse a group whose own radius is invalid."""
+        if "rho" in group and "rho" not in self.base.defaults:
+            in_range("rho of a parameter group", group["rho"], 0, float("inf"))
+
+    # -- the base optimizer's groups and state are shared, also after base.load_state_dict() replaced them
+
+    @property
+    def base(self) -> Optimizer:
+        """The optimizer that makes the steps."""
+        assert self._base is not None
+        return self._base
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the base optimizer."""
+        return self.__dict__["_own_groups"] if self._base is None else self._base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self._base is None:
+            self.__dict__["_own_groups"] = groups
+        else:
+            self._base.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The state of the base optimizer."""
+        return self.__dict__["_own_state"] if self._base is None else self._base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if self._base is None:
+            self.__dict__["_own_state"] = state
+        else:
+            self._base.state = state
+
+    @property
+    def rho(self) -> float:
+        """The radius, before the schedule; groups may have their own. May be set."""
+        assert self.ascent.rho is not None
+        return self.ascent.rho
+
+    @rho.setter
+    def rho(self, value: float) -> None:
+        self.ascent.rho = in_range("rho", value, 0, float("inf"))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer."""
+        if self._base is None:
+            super().add_param_group(param_group)
+        else:
+            self._check_group(param_group)
+            self._base.add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients."""
+        self.base.zero_grad(set_to_none)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(
+            f"{name}={type(part).__name__}"
+            for name, part in (("ascent", self.ascent), ("combine", self.combine), ("schedule", self.schedule))
+        )
+        return f"{type(self).__name__}(rho={self.ascent.rho}, {parts}, base={type(self.base).__name__})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._must_be_home("copying or pickling")
+        return {key: value for key, value in self.__dict__.items() if key not in ("_own_groups", "_own_state")}
+
+    def parameters(self) -> list[Tensor]:
+        """Return all parameters, in the order of the groups."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    # -- gradients
+
+    def _shards(self, closure: Closure | Sequence[Closure] | None, weights: Sequence[float] | None) -> Shards:
+        """Check the closures and turn the sizes of the shards into shares of the mean."""
+        example = "loss = opt.step(closure), where closure() clears the gradients, calls loss.backward(), returns loss"
+        if closure is None:
+            raise TypeError(f"{type(self).__name__}.step() needs a closure: {example}")
+        if callable(closure):
+            if weights is not None:
+                raise TypeError(f"weights={weights!r} goes with a list of closures, not with one closure")
+            return [(closure, 1.0)]
+        closures = list(closure) if isinstance(closure, Sequence) else []
+        if not closures or not all(callable(c) for c in closures):
+            raise TypeError(f"step() takes a closure or a non-empty list of closures, not {closure!r}: {example}")
+        sizes = [1.0] * len(closures) if weights is None else [in_range("weights", w, 0, float("inf")) for w in weights]
+        if len(sizes) != len(closures) or not sum(sizes) > 0:
+            raise ValueError(f"weights must be the sizes of the {len(closures)} shards, not {weights!r}")
+        return [(c, size / sum(sizes)) for c, size in zip(closures, sizes, strict=True)]
+
+    def _gradient(self, shards: Shards, *, frozen: bool = False) -> tuple[Tensor, Gradient]:
+        """Return mean loss and mean gradient of the shards at the present weights; .grad is empty before and after.
+
+        Every gradient that a method asks for comes from here. `frozen` keeps running statistics as they are.
+
+        Raises:
+            TypeError: The closure returned no loss.
+            ValueError: It left no gradient.
+        """
+        params = self.parameters()
+        loss: Tensor | None = None
+        total: Gradient = []
+        with frozen_statistics(self.model if frozen else None):
+            for closure, share in shards:
+                for p in params:
+                    p.grad = None
+                with torch.enable_grad():
+                    value = closure()
+                if not isinstance(value, (Tensor, float)):
+                    raise TypeError(f"the closure must return the loss, a 0-dim tensor; it returned {value!r}")
+                value = torch.as_tensor(value).detach()
+                gradient = self._take_gradient(params)
+                if len(shards) > 1:
+                    value = value * share
+                    with torch.set_grad_enabled(self.second_order):
+                        gradient = accumulated(total, gradient, share)
+                loss, total = value if loss is None else loss + value, gradient
+        assert loss is not None
+        if all(g is None for g in total):
+            raise ValueError("after the closure no parameter has a gradient: does it call loss.backward()?")
+        return loss, total
+
+    def _take_gradient(self, params: Sequence[Tensor]) -> Gradient:
+        """Take the gradients out of .grad, detached unless the second-order term needs their graph."""
+        taken = [p.grad for p in params]
+        for p in params:
+            p.grad = None
+        return taken if self.second_order else [None if g is None else g.detach() for g in taken]
+
+    # -- moving the weights and bringing them back
+
+    def _site(self, gradient: Gradient | None) -> tuple[list[int], Site]:
+        """Return which parameters move, decided by the gradient that is at hand, and all the ascent asks about them."""
+        everywhere = self.parameters()
+        own_rho = "rho" not in self.base.defaults
+        index: list[int] = []
+        radii: list[float] = []
+        i = 0
+        for group in self.param_groups:
+            size = len(group["params"])
+            if group.get("perturb", True):
+                rho = group.get("rho", self.rho) if own_rho else self.rho
+                radius = self.schedule.radius(rho, self.steps, group)
+                members = [
+                    k
+                    for k in range(i, i + size)
+                    if (everywhere[k].requires_grad if gradient is None else gradient[k] is not None)
+                    and (self._only is None or everywhere[k] in self._only)
+                ]
+                index += members
+                radii += [radius] * len(members)
+            i += size
+        scaled = self.ascent.scales(everywhere, self._names(everywhere))
+        one_radius = len(set(radii)) <= 1
+        return index, Site(
+            params=[everywhere[k] for k in index],
+            rho=(radii[0] if radii else 0.0) if one_radius else radii,
+            scaled=None if scaled is None else [scaled[k] for k in index],
+            base=self.base,
+        )
+
+    def _names(self, params: Sequence[Tensor]) -> list[str] | None:
+        """Return the names of the parameters, if the model or the base optimizer knows them."""
+        if self.model is not None:
+            names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+            return [names.get(p, "") for p in params]
+        if all("param_names" in group for group in self.param_groups):
+            return [name for group in self.param_groups for name in group["param_names"]]
+        return None
+
+    def _leave(self, params: list[Tensor], eps: Sequence[Tensor] | None) -> None:
+        """Save the values of `params` and add eps (None: the caller moves them)."""
+        assert self._home is None
+        if self.second_order:
+            params = [p.data for p in params]  # the graph of the first pass stays valid: w is the same when it is used
+        self._home = (params, vectors.clone(params))
+        if eps is not None and params:
+            vectors.add_(params, eps)
+
+    def _return(self) -> None:
+        """Copy the saved values back."""
+        if self._home is not None:
+            params, saved = self._home
+            self._home = None
+            if params:
+                with torch.no_grad():
+                    vectors.copy_(params, saved)
+
+    def _must_be_home(self, what: str) -> None:
+        if self._home is not None:
+            raise RuntimeError(f"{what}: the weights are still perturbed; first call second_step() or leave perturb()")
+
+    # -- the step
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self,
+        closure: Closure | Sequence[Closure] | None = None,
+        next_closure: Closure | Sequence[Closure] | None = None,
+        *,
+        weights: Sequence[float] | None = None,
+        next_weights: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Make one step and return the clean loss, detached.
+
+        Args:
+            closure: Clears gradients, runs forward and backward, returns the loss; or a list of such, one per shard.
+            next_closure: The same for the following batch, for methods that use two (SAMPa, SAM-db).
+            weights: Sizes of the shards; None: all equal.
+            next_weights: The same for `next_closure`.
+
+        Returns:
+            The loss at the weights before the step; for methods with a single gradient, where that gradient was taken.
+
+        Raises:
+            TypeError: A closure is missing, or there is one that the method does not use.
+            ValueError: This batch and the next have different numbers of shards, where each shard climbs by itself.
+        """
+        self._must_be_home("step()")
+        here = self._shards(closure, weights)
+        if next_closure is None:
+            there = here
+        elif self.takes_next_batch:
+            there = self._shards(next_closure, next_weights)
+        else:
+            raise TypeError(f"{type(self).__name__} uses one batch per step: leave next_closure out")
+        if self.per_shard and len(here) != len(there):
+            raise ValueError(f"{len(here)} closures for this batch, {len(there)} for the next: they must be equally many")
+        loss = self._run(here, there)
+        self.steps += 1
+        return loss
+
+    def _run(self, here: Shards, there: Shards) -> Tensor:
+        """Compute the gradients of one step and descend; return the loss."""
+        climbing = None if self.schedule.looks_at_gradient else self.schedule.climbs(self.steps)
+        if not self.per_shard or len(here) == 1:
+            visit = self._visit(here, there, climbing)
+            loss, clean, perturbed, passes = visit
+        else:
+            visits = ((self._visit([(c, 1.0)], [(d, 1.0)], climbing), s) for (c, s), (d, _) in zip(here, there, strict=True))
+            loss, clean, perturbed, passes = self._mean(visits)
+        self.gradients_computed += passes
+        self._descend(clean, perturbed)
+        return loss
+
+    def _mean(self, visits: Iterable[tuple[Visit, float]]) -> Visit:
+        """Return the weighted mean of the visits, one in memory at a time."""
+        mean: Visit | None = None
+        for visit, share in visits:
+            before = mean or Visit(torch.zeros_like(visit.loss), None, None, 0)
+            mean = Visit(
+                before.loss + visit.loss * share,
+                None if visit.clean is None else accumulated(before.clean or [], visit.clean, share),
+                None if visit.perturbed is None else accumulated(before.perturbed or [], visit.perturbed, share),
+                visit.passes,
+            )
+        assert mean is not None
+        return mean
+
+    def _visit(self, here: Shards, there: Shards, climbing: bool | None) -> Visit:
+        """Take the clean gradient, climb, take the perturbed gradient, come back. `climbing` None: ask the schedule."""
+        loss: Tensor | None = None
+        clean: Gradient | None = None
+        if not climbing or self.combine.needs_clean or self.ascent.needs_gradient():
+            loss, clean = self._gradient(here)
+        if climbing is None:
+            assert clean is not None
+            climbing = self.schedule.climbs(self.steps, [g for g in clean if g is not None])
+        if not climbing:
+            assert loss is not None and clean is not None
+            return Visit(loss, [None if g is None else g.detach() for g in clean], None, 1)
+        index, site = self._site(clean)
+        slope = None if clean is None else [g for g in (clean[i] for i in index) if g is not None]
+        kept: Gradient | None = None
+        if self.combine.needs_clean and clean is not None:
+            kept = [None if g is None else g.detach().clone() for g in clean]
+        del clean
+        graph: list[Tensor] = []
+        if self.second_order:
+            graph = self._eps_with_graph(slope, site)
+            self._leave(site.params, [e.detach() for e in graph])
+        else:
+            self._leave(site.params, self.ascent.climb(slope, site))
+        del slope  # eps was made in its storage: with the saved weights, one extra copy of the parameters is alive
+        try:
+            perturbed_loss, perturbed = self._gradient(there, frozen=loss is not None)
+        finally:
+            self._return()
+        if self.second_order:
+            perturbed = self._with_second_order(perturbed, index, site, graph)
+        self._observe(perturbed)
+        return Visit(perturbed_loss if loss is None else loss, kept, perturbed, 1 if loss is None else 2)
+
+    def _observe(self, perturbed: Gradient) -> None:
+        present = [(p, g) for p, g in zip(self.parameters(), perturbed, strict=True) if g is not None]
+        self.ascent.observe([p for p, _ in present], [g for _, g in present])
+
+    def _descend(self, clean: Gradient | None, perturbed: Gradient | None) -> None:
+        """Give the combined gradient to the base optimizer and let it step."""
+        params = self.parameters()
+        if perturbed is None:
+            assert clean is not None
+            index = [i for i, g in enumerate(clean) if g is not None]
+            own = [params[i] for i in index]
+            gradient = self.combine.rest(own, [g for g in clean if g is not None])
+        elif self.combine.needs_clean:
+            assert clean is not None
+            index = [i for i, (g, s) in enumerate(zip(clean, perturbed, strict=True)) if not (g is None and s is None)]
+            own = [params[i] for i in index]
+            gradient = self.combine.combine(own, filled(clean, index, own), filled(perturbed, index, own))
+        else:
+            index = [i for i, g in enumerate(perturbed) if g is not None]
+            own = [params[i] for i in index]
+            gradient = self.combine.combine(own, None, [g for g in perturbed if g is not None])
+        for p in params:
+            p.grad = None
+        for p, g in zip(own, gradient, strict=True):
+            p.grad = g
+        self.base.step()
+        drift = self.combine.drift()
+        if drift is not None:
+            rates = [group["lr"] for group in self.param_groups for _ in group["params"]]
+            for i, p, d in zip(index, own, drift, strict=True):
+                p.sub_(d * rates[i])
+
+    # -- the term that SAM drops: d eps / dw
+
+    def _eps_with_graph(self, slope: list[Tensor] | None, site: Site) -> list[Tensor]:
+        if slope is None or not any(g.requires_grad for g in slope):
+            raise ValueError("second_order=True needs closures that call loss.backward(create_graph=True)")
+        with torch.enable_grad():
+            return self.ascent.perturbation(slope, site.params, site.rho, site.scaled)
+
+    def _with_second_order(self, perturbed: Gradient, index: list[int], site: Site, graph: list[Tensor]) -> Gradient:
+        """Return g_s + (d eps / dw)^T g_s: the gradient of L(w + eps(w)), one vector-Jacobian product."""
+        result = [None if g is None else g.detach() for g in perturbed]
+        pairs = [(e, g) for e, g in zip(graph, (result[i] for i in index), strict=True) if g is not None and e.requires_grad]
+        everywhere = self.parameters()
+        wanted = [i for i, p in enumerate(everywhere) if p.requires_grad]
+        terms = torch.autograd.grad([e for e, _ in pairs], [everywhere[i] for i in wanted], [g for _, g in pairs], allow_unused=True)
+        for i, term in zip(wanted, terms, strict=True):
+            if term is not None:
+                own = result[i]
+                result[i] = term if own is None else own + term
+        return result
+
+    # -- the explicit forms
+
+    def _climb_from_grad(self, keep_grad: bool) -> bool:
+        """Climb along the gradients found in .grad; return whether the schedule climbs in this step."""
+        self._must_be_home("first_step()")
+        if self.second_order:
+            raise RuntimeError("second_order=True works with step(closure) only")
+        params = self.parameters()
+        clean: Gradient = [None if p.grad is None else p.grad.detach() for p in params]
+        present = [g for g in clean if g is not None]
+        if not present and (self.ascent.needs_gradient() or self.combine.needs_clean):
+            raise RuntimeError("no parameter has a gradient: call loss.backward() before first_step() or perturb()")
+        climbing = self.schedule.climbs(self.steps, present)
+        index, site = self._site(clean if self.ascent.needs_gradient() else None)
+        slope = [g for g in (clean[i] for i in index) if g is not None] if self.ascent.needs_gradient() else None
+        kept: Gradient | None = None
+        if self.combine.needs_clean or not climbing:
+            kept = [None if g is None else g.clone() for g in clean]
+        if climbing:
+            own = vectors.clone(slope) if slope is not None and keep_grad else slope
+            self._leave(site.params, self.ascent.climb(own, site))
+        self._pending = (kept, climbing)
+        self.gradients_computed += 1 if present else 0
+        return climbing
+
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Move to w + eps, along the gradients found in .grad; second_step() comes back and descends."""
+        self._climb_from_grad(keep_grad=not zero_grad)
+        self._frozen.enter_context(frozen_statistics(self.model))
+        if zero_grad:
+            for p in self.parameters():
+                p.grad = None
+
+    @torch.no_grad()
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Come back to w and make the base optimizer's step; .grad holds the gradient at w + eps.
+
+        Raises:
+            RuntimeError: There was no first_step() or perturb() before.
+        """
+        if self._pending is None:
+            raise RuntimeError(
+                "second_step() without first_step(): the order is loss.backward(), first_step(zero_grad=True), "
+                "loss.backward() again, second_step(zero_grad=True)"
+            )
+        self._return()
+        self._frozen.close()
+        (kept, climbed), self._pending = self._pending, None
+        perturbed = self._take_gradient(self.parameters())
+        if climbed:
+            self._observe(perturbed)
+            self.gradients_computed += 1
+        self._descend(kept, perturbed if climbed else None)
+        self.steps += 1
+        self._opt_called = True  # schedulers put on this optimizer watch step(), which is not called in this form
+        if zero_grad:
+            self.zero_grad()
+
+    @contextmanager
+    def perturb(self) -> Iterator[None]:
+        """Within the block the weights are w + eps, along the gradients found in .grad; after it they are w, to the bit.
+
+        .grad is empty on entering. A backward pass inside leaves its gradient there, and second_step() (which combines)
+        or the base optimizer may step with it; without one, .grad is put back as it was.
+        """
+        params = self.parameters()
+        before = [p.grad for p in params]
+        with torch.no_grad():
+            self._climb_from_grad(keep_grad=True)
+        for p in params:
+            p.grad = None
+        try:
+            with frozen_statistics(self.model):
+                yield
+        finally:
+            self._return()
+            if all(p.grad is None for p in params):
+                self._pending = None
+                for p, g in zip(params, before, strict=True):
+                    p.grad = g
+
+    # -- checkpoints
+
+    def _parts(self) -> dict[str, Carrier]:
+        return {"ascent": self.ascent, "combine": self.combine, "schedule": self.schedule, "memory": self.memory}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base optimizer's state and all that the method carries; never a copy of the weights or of eps."""
+        self._must_be_home("state_dict()")
+        params = self.parameters()
+        return {
+            "base": self.base.state_dict(),
+            "steps": self.steps,
+            "gradients_computed": self.gradients_computed,
+            **{name: part.state_dict(params) for name, part in self._parts().items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what state_dict() returned.
+
+        Raises:
+            ValueError: It belongs to another method, another model, or to a bare optimizer.
+        """
+        self._must_be_home("load_state_dict()")
+        parts = self._parts()
+        missing = [key for key in ("base", "steps", "gradients_computed", *parts) if key not in state_dict]
+        if missing:
+            raise ValueError(
+                f"state_dict has no {', '.join(missing)}: it is not from {type(self).__name__}; the state of a bare "
+                "optimizer is loaded with opt.base.load_state_dict(...)"
+            )
+        params = self.parameters()
+        for name, part in parts.items():
+            part.check_state(state_dict[name], params)
+        self.base.load_state_dict(state_dict["base"])
+        for name, part in parts.items():
+            part.load_state_dict(state_dict[name], params)
+        self.steps, self.gradients_computed = state_dict["steps"], state_dict["gradients_computed"]
+        self._pending = None
+
+
+def accumulated(total: Gradient, gradient: Gradient, share: float) -> Gradient:
+    """Return total + share * gradient (an empty total is zero); may write into both unless they carry a graph."""
+    if not total:
+        total = [None] * len(gradient)
+    result: Gradient = []
+    for before, g in zip(total, gradient, strict=True):
+        if g is None:
+            result.append(before)
+        elif g.requires_grad:
+            result.append(g * share if before is None else before + g * share)
+        else:
+            result.append(g.mul_(share) if before is None else before.add_(g, alpha=share))
+    return result
+
+
+def filled(gradient: Gradient, index: Sequence[int], params: Sequence[Tensor]) -> list[Tensor]:
+    """Return the entries at `index`, zeros where the parameter took no part."""
+    chosen = (gradient[i] for i in index)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(chosen, params, strict=True)]

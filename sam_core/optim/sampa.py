@@ -1,0 +1,309 @@
+"""Methods whose climb uses another point's gradient: SAMPa, OptSAM, RandSAM, Momentum-SAM; and SAM-db, another batch's.
+
+SAMPa (Xie, Pethick, Cevher 2024, arXiv 2410.10683), with eta the learning rate:
+
+    x~_t    = x_t + rho grad f(y_t) / ||grad f(y_t)||
+    y_{t+1} = x_t - eta grad f(y_t)
+    x_{t+1} = x_t - eta (1 - lam) grad f(x~_t) - eta lam grad f(y_{t+1})
+
+The two gradients of a step do not depend on each other. y_0 = x_0, whose gradient costs one extra pass in the first step.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Unpack, cast
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from sam_core.optim import vectors
+from sam_core.optim.ascent import Ascent, PNorm, Site, with_rho
+from sam_core.optim.carried import Carrier
+from sam_core.optim.checks import in_range
+from sam_core.optim.optimizer import Gradient, Options, Shards, SharpnessAware, accumulated
+from sam_core.optim.schedule import Schedule
+
+
+class Previous(PNorm):
+    """OptSAM: climbs along the last gradient that was taken at perturbed weights; one gradient per step."""
+
+    differentiable = False
+
+    def needs_gradient(self) -> bool:
+        """Say whether there is no previous gradient yet."""
+        return "previous" not in self.carried
+
+    def remembers(self) -> bool:
+        """Say that the direction comes from the step before."""
+        return True
+
+    def direction(self, gradients: list[Tensor] | None, site: Site) -> list[Tensor]:
+        """Return the previous gradient."""
+        if gradients is not None and self.needs_gradient():
+            return gradients
+        known = self.recall("previous", site.params)
+        return [torch.zeros_like(p) if g is None else g.clone() for p, g in zip(site.params, known, strict=True)]
+
+    def observe(self, params: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Keep a copy of the perturbed gradient for the next step."""
+        self.keep("previous", params, vectors.clone(gradients))
+
+
+class Random(PNorm):
+    """RandSAM: climbs along a Gaussian direction, drawn in float32 on the CPU: the same on every device."""
+
+    differentiable = False
+
+    def __init__(self, rho: float | None = None, seed: int = 0, p: float = 2) -> None:
+        super().__init__(rho, p)
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def fresh(self) -> "Random":
+        """Return a copy that draws from the start."""
+        part = super().fresh()
+        part.generator = torch.Generator().manual_seed(self.seed)
+        return part
+
+    def needs_gradient(self) -> bool:
+        """Say that no gradient is needed."""
+        return False
+
+    def direction(self, gradients: list[Tensor] | None, site: Site) -> list[Tensor]:
+        """Return the draw."""
+        return [torch.randn(p.shape, generator=self.generator).to(p) for p in site.params]
+
+
+class Momentum(PNorm):
+    """Momentum-SAM (Becker et al. 2024, arXiv 2401.12033): climbs against the momentum of the base optimizer, -rho v / ||v||.
+
+    v is the buffer `momentum_buffer` of SGD or `exp_avg` of the Adam family; before there is one, nothing moves. The weights
+    are back after every step; the iterates w are those of the paper.
+    """
+
+    differentiable = False
+
+    def needs_gradient(self) -> bool:
+        """Say that no gradient is needed."""
+        return False
+
+    def direction(self, gradients: list[Tensor] | None, site: Site) -> list[Tensor]:
+        """Return -v."""
+        v: list[Tensor] = []
+        for p in site.params:
+            state = site.base.state.get(p, {})
+            buffer = state.get("momentum_buffer", state.get("exp_avg"))
+            v.append(torch.zeros_like(p) if buffer is None else -buffer.to(p.dtype))
+        return v
+
+
+class YGradients(Carrier):
+    """grad f(y_t), one set of tensors for each shard that climbs by itself, and the shards' shares of the mean."""
+
+    settings = ("shares",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares: list[float] = []
+
+
+class SAMPa(SharpnessAware):
+    """SAMPa-lam, sequentially on one device.
+
+    `step(closure, next_closure)` takes grad f(x~_t) on the batch of `closure` and grad f(y_{t+1}) on the next one, as in
+    the paper; without `next_closure` both are taken on the same batch. It returns the loss of the y pass, which is not
+    perturbed and from which running statistics are taken too. lam = 0 is SAMPa-0, lam = 1 is optimistic gradient descent.
+
+    The y-step is the base optimizer's own step with grad f(y_t) (momentum, weight decay, preconditioning), made without
+    committing its state. With a list of closures and `per_shard=True` (SAMPa with mSAM) the shards climb each along its own
+    grad f(y_t).
+
+    Args:
+        base: Optimizer instance.
+        rho: Radius, unless `ascent` has its own.
+        lam: Share of grad f(y_{t+1}) in the update, in [0, 1].
+        ascent: The climb from grad f(y_t); default: `PNorm(rho)`.
+        per_shard: Every closure of a list climbs by itself.
+        **options: See `SharpnessAware`.
+    """
+
+    takes_next_batch = True
+    memory: YGradients
+
+    def __init__(
+        self,
+        base: Optimizer,
+        rho: float = 0.1,
+        lam: float = 0.2,
+        *,
+        ascent: Ascent | None = None,
+        per_shard: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        self.lam = in_range("lam", lam, 0, 1, closed_right=True)
+        super().__init__(base, ascent=with_rho(ascent, rho), per_shard=per_shard, **options)
+        self.memory = YGradients()
+
+    def _check_composition(self) -> None:
+        super()._check_composition()
+        if not self.ascent.needs_gradient():
+            raise ValueError(f"SAMPa climbs along grad f(y_t); {type(self.ascent).__name__} brings a direction of its own")
+        if type(self.schedule).climbs is not Schedule.climbs:
+            raise ValueError(f"SAMPa climbs in every step; {type(self.schedule).__name__} leaves steps out")
+
+    @property
+    def y_gradient(self) -> Gradient:
+        """Gradient of f at y_t for the coming step, aligned with parameters(); empty before the first step. For reading."""
+        params = self.parameters()
+        shares = self.memory.shares
+        if not shares:
+            return []
+        if len(shares) == 1:
+            return self.memory.recall("y_gradient.0", params)
+        total: Gradient = []
+        for i, share in enumerate(shares):
+            kept = self.memory.recall(f"y_gradient.{i}", params)
+            total = accumulated(total, [None if g is None else g.clone() for g in kept], share)
+        return total
+
+    def _remember(self, gradients: list[Gradient], shares: list[float]) -> None:
+        """Carry grad f(y), one list per shard that climbs by itself."""
+        params = self.parameters()
+        self.memory.carried = {}
+        for i, gradient in enumerate(gradients):
+            present = [(p, g) for p, g in zip(params, gradient, strict=True) if g is not None]
+            self.memory.keep(f"y_gradient.{i}", [p for p, _ in present], [g for _, g in present])
+        self.memory.shares = shares
+
+    def _split(self, shards: Shards) -> tuple[list[Shards], list[float]]:
+        """Return the sets of closures that climb together, with their shares."""
+        return ([[(c, 1.0)] for c, _ in shards], [s for _, s in shards]) if self.per_shard else ([shards], [1.0])
+
+    def _run(self, here: Shards, there: Shards) -> Tensor:
+        params = self.parameters()
+        sets, shares = self._split(here)
+        next_sets, next_shares = self._split(there)
+        if not self.memory.shares:
+            self._remember([self._gradient(shards, frozen=True)[1] for shards in sets], shares)
+            self.gradients_computed += 1
+        if len(self.memory.shares) != len(sets):
+            raise ValueError(
+                f"{len(sets)} closures, {len(self.memory.shares)} in the step before: SAMPa per shard needs the same number of shards"
+                " in every step (cut each batch into that many, however small)"
+            )
+        perturbed: Gradient = []
+        for i, (shards, share) in enumerate(zip(sets, shares, strict=True)):
+            gradient = self.memory.recall(f"y_gradient.{i}", params)
+            index, site = self._site(gradient)
+            slope = vectors.clone([g for g in (gradient[k] for k in index) if g is not None])
+            self._leave(site.params, self.ascent.climb(slope, site))
+            del slope
+            try:
+                one = self._gradient(shards, frozen=True)[1]
+            finally:
+                self._return()
+            perturbed = one if len(sets) == 1 else accumulated(perturbed, one, share)
+        gradient = self.y_gradient
+        moved = [i for i, g in enumerate(gradient) if g is not None]
+        self._leave([params[i] for i in moved], None)
+        try:
+            step_without_commit(self.base, [params[i] for i in moved], [g for g in gradient if g is not None])
+            results = [self._gradient(shards) for shards in next_sets]
+        finally:
+            self._return()
+        self.gradients_computed += 2
+        update: Gradient = [None if g is None else g.mul_(1 - self.lam) for g in perturbed]
+        loss = torch.stack([value * share for (value, _), share in zip(results, next_shares, strict=True)]).sum()
+        for (_, y), share in zip(results, next_shares, strict=True):
+            for i, g in enumerate(y):
+                if g is not None:
+                    own = update[i]
+                    update[i] = g * (self.lam * share) if own is None else own.add_(g, alpha=self.lam * share)
+        self._remember([y for _, y in results], next_shares)
+        self._descend(None, update)
+        return loss
+
+    def _climb_from_grad(self, keep_grad: bool) -> bool:
+        raise RuntimeError("SAMPa climbs along the gradient of another point, not along .grad: use loss = opt.step(closure, next_closure)")
+
+
+def step_without_commit(base: Optimizer, params: list[Tensor], gradients: list[Tensor]) -> None:
+    """Move `params` to where `base` would step with these gradients, and leave its state and groups as they are.
+
+    .grad of all parameters is empty before and after; `gradients` are not written to.
+    """
+    if type(base) is SGD and all(plain_sgd(group) for group in base.param_groups):
+        rows = {p: g for p, g in zip(params, gradients, strict=True)}
+        for group in base.param_groups:
+            members = [p for p in group["params"] if p in rows]
+            if members:
+                sgd_step(base, group, members, [rows[p] for p in members])
+        return
+    saved = Snapshot(base)
+    step = type(base).step
+    if getattr(step, "hooked", False):  # hooks registered on the optimizer count real steps only
+        step = cast(Any, step).__wrapped__
+    for p, g in zip(params, gradients, strict=True):
+        p.grad = g.clone()
+    try:
+        step(base)
+    finally:
+        saved.restore()
+        for p in params:
+            p.grad = None
+
+
+def plain_sgd(group: dict[str, Any]) -> bool:
+    """Say whether `sgd_step` computes the same bits as `torch.optim.SGD` for this group."""
+    return not (isinstance(group["lr"], Tensor) or group["differentiable"] or group["fused"])
+
+
+def sgd_step(base: SGD, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
+    """SGD's step with momentum, weight decay, dampening, Nesterov, maximize: the parameters move, the buffers do not."""
+    d = list(torch._foreach_neg(gradients)) if group["maximize"] else gradients
+    if group["weight_decay"]:
+        d = list(torch._foreach_add(d, params, alpha=group["weight_decay"]))
+    mu = group["momentum"]
+    if mu:
+        moved = []
+        for p, x in zip(params, d, strict=True):
+            buffer = base.state.get(p, {}).get("momentum_buffer")
+            moved.append(x if buffer is None else (buffer * mu).add_(x, alpha=1 - group["dampening"]))
+        d = list(torch._foreach_add(d, moved, alpha=mu)) if group["nesterov"] else moved
+    torch._foreach_add_(params, d, alpha=-group["lr"])
+
+
+class Snapshot:
+    """State and groups of an optimizer, to be put back into the very same tensors."""
+
+    def __init__(self, base: Optimizer) -> None:
+        self.base = base
+        self.state = {key: {name: saved(v) for name, v in entry.items()} for key, entry in base.state.items()}
+        self.groups = [{name: saved(v) for name, v in g.items() if name != "params"} for g in base.param_groups]
+
+    def restore(self) -> None:
+        """Put everything back; what was added since is removed."""
+        for key in [key for key in self.base.state if key not in self.state]:
+            del self.base.state[key]
+        for key, entry in self.state.items():
+            put_back(self.base.state[key], entry)
+        for group, entry in zip(self.base.param_groups, self.groups, strict=True):
+            put_back(group, {**entry, "params": (group["params"], None)})
+
+
+def saved(value: Any) -> tuple[Any, Any]:
+    """Return the value itself and a copy of what is in it."""
+    return value, value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def put_back(live: dict[str, Any], entry: dict[str, tuple[Any, Any]]) -> None:
+    """Make `live` what it was when `entry` was saved."""
+    for name in [name for name in live if name not in entry]:
+        del live[name]
+    for name, (original, values) in entry.items():
+        if isinstance(original, Tensor):
+            original.detach().copy_(values)
+            live[name] = original
+        else:
+            live[name] = original if values is None else values

@@ -1,0 +1,130 @@
+"""WHEN to climb and HOW FAR: every step, every k steps, in a window; the radius constant, warmed up or following the lr."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+from torch import Tensor
+
+from sam_core.optim.carried import Carrier
+from sam_core.optim.checks import in_range, whole
+
+
+class Schedule(Carrier):
+    """Base of all schedules; as it stands: climb in every step, with the radius given.
+
+    A schedule that decides by the clean gradient sets `looks_at_gradient`, and gets it in `climbs`.
+    """
+
+    looks_at_gradient = False
+
+    def climbs(self, step: int, clean: Sequence[Tensor] | None = None) -> bool:
+        """Say whether step number `step` (from 0) climbs; an override may not write into `clean`."""
+        return True
+
+    def radius(self, rho: float, step: int, group: dict[str, Any]) -> float:
+        """Return the radius for the parameters of `group` in this step."""
+        return rho
+
+
+class EveryStep(Schedule):
+    """Climb in every step."""
+
+
+class Never(Schedule):
+    """Do not climb: the base optimizer as it is, one gradient per step."""
+
+    def climbs(self, step: int, clean: Sequence[Tensor] | None = None) -> bool:
+        """Say no."""
+        return False
+
+
+class Every(Schedule):
+    """Climb in steps 0, k, 2k, ...; the steps between descend as the combination's `rest` says."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = whole("k", k, 1)
+
+    def climbs(self, step: int, clean: Sequence[Tensor] | None = None) -> bool:
+        """Say whether k divides `step`."""
+        return step % self.k == 0
+
+
+class Window(Schedule):
+    """Climb from step `start` until before step `end` (None: to the end)."""
+
+    def __init__(self, start: int = 0, end: int | None = None) -> None:
+        super().__init__()
+        self.start = whole("start", start, 0)
+        self.end = end if end is None else whole("end", end, start)
+
+    def climbs(self, step: int, clean: Sequence[Tensor] | None = None) -> bool:
+        """Say whether `step` lies in the window."""
+        return self.start <= step and (self.end is None or step < self.end)
+
+
+class WarmUp(Schedule):
+    """The radius grows linearly from 0 to rho over the first `steps` steps."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = whole("steps", steps, 1)
+
+    def radius(self, rho: float, step: int, group: dict[str, Any]) -> float:
+        """Return rho * step / steps, at most rho."""
+        return rho * min(1.0, step / self.steps)
+
+
+class FollowLR(Schedule):
+    """The radius follows the learning rate (GSAM): rho_min + (rho - rho_min) (lr - lr_min) / (lr_max - lr_min)."""
+
+    def __init__(self, lr_max: float, lr_min: float = 0.0, rho_min: float = 0.0) -> None:
+        super().__init__()
+        self.lr_max = in_range("lr_max", lr_max, 0, math.inf, closed_left=False)
+        self.lr_min = in_range("lr_min", lr_min, 0, self.lr_max)
+        self.rho_min = in_range("rho_min", rho_min, 0, math.inf)
+
+    def radius(self, rho: float, step: int, group: dict[str, Any]) -> float:
+        """Return the radius for the group's learning rate, never below 0."""
+        share = (float(group["lr"]) - self.lr_min) / (self.lr_max - self.lr_min)
+        return max(0.0, self.rho_min + (rho - self.rho_min) * share)
+
+
+class Both(Schedule):
+    """WHEN of one schedule, HOW FAR of another."""
+
+    def __init__(self, when: Schedule, how_far: Schedule) -> None:
+        super().__init__()
+        self.when, self.how_far = when, how_far
+        self.looks_at_gradient = when.looks_at_gradient
+
+    def fresh(self) -> Self:
+        """Return a copy with fresh copies of both."""
+        part = super().fresh()
+        part.when, part.how_far = self.when.fresh(), self.how_far.fresh()
+        return part
+
+    def climbs(self, step: int, clean: Sequence[Tensor] | None = None) -> bool:
+        """Say what the first schedule says."""
+        return self.when.climbs(step, clean)
+
+    def radius(self, rho: float, step: int, group: dict[str, Any]) -> float:
+        """Return the radius of the second schedule."""
+        return self.how_far.radius(rho, step, group)
+
+    def state_dict(self, params: Sequence[Tensor]) -> dict[str, Any]:
+        """Return the states of both."""
+        own = super().state_dict(params)
+        return {**own, "when": self.when.state_dict(params), "how_far": self.how_far.state_dict(params)}
+
+    def check_state(self, state: Any, params: Sequence[Tensor]) -> None:
+        """Refuse a state that does not fit."""
+        super().check_state(state, params)
+        self.when.check_state(state["when"], params)
+        self.how_far.check_state(state["how_far"], params)
+
+    def load_state_dict(self, state: Any, params: Sequence[Tensor]) -> None:
+        """Take over the states of both."""
+        self.when.load_state_dict(state["when"], params)
+        self.how_far.load_state_dict(state["how_far"], params)
