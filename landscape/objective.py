@@ -159,6 +159,23 @@ class Objective:
         loss, outputs = functional_call(self._caller, replaced, (batch,))
         return (loss / self.weight(batch) if self.reduction == "sum" else loss), outputs
 
+    def bound(self, params: Mapping[str, Tensor]) -> Callable[[Any], tuple[Tensor, Any]]:
+        """Return a function from a batch to (loss, outputs) that reads these very tensors: write into them to evaluate elsewhere.
+
+        It equals `batch_loss_and_outputs(params, batch)` without what that spends on putting parameters in place at every call.
+        """
+        model = self._caller.model
+        replaced = {id(p): params[n].detach() if n in self.names else self._place(p) for n, p in model.named_parameters()}
+        # Copies: even a forward pass that counts its calls in a buffer must not reach the user's model.
+        replaced |= {id(b): self._place(b).clone() for b in model.buffers()}
+        caller = LossCall(skeleton_of(model, self.batch_norm, replaced), self._caller.loss[0], self.takes)
+
+        def call(batch: Any) -> tuple[Tensor, Any]:
+            loss, outputs = caller(batch)
+            return (loss / self.weight(batch) if self.reduction == "sum" else loss), outputs
+
+        return call
+
     def batch_correct(self, outputs: Any, batch: Any) -> Tensor | None:
         """Return how many examples of a batch are classified correctly (0-d), or None where the task is no classification."""
         if not self._classification or not isinstance(outputs, Tensor) or outputs.ndim < 2:

@@ -64,14 +64,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def skeleton_of(model: nn.Module, batch_norm: str) -> nn.Module:
-    """Copy a module's structure; parameters and buffers stay shared. The copy is in evaluation mode."""
+def skeleton_of(model: nn.Module, batch_norm: str, replace: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """Copy a module's structure; parameters and buffers stay shared, or are replaced by id. The copy is in evaluation mode."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         own = [*module._parameters.values(), *module._buffers.values()]
         memo.update({id(t): t for t in own if t is not None})
         # A network that keeps activations of its last call: part of a graph, they cannot be copied as they are.
         memo.update({id(v): v.detach() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf})
+    memo.update(replace or {})
     try:
         skeleton = copy.deepcopy(model, memo)
     except Exception as error:

@@ -1,0 +1,219 @@
+"""The loss on a grid of points in a plane: data outside, points inside.
+
+Each batch is read once and all points are evaluated on it, so a surface costs its forward passes and one pass of the loader. What is kept
+between batches are sums over them, in float64: they are the checkpoint, and they hold the standard errors.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from landscape.batches import count_examples, untouched_random_state
+from landscape.objective import Objective
+from landscape.progress import progress as progress_bar
+from landscape.results.types import Array, Cost, Surface
+from landscape.surfaces.directions import Plane
+from landscape.surfaces.points import Evaluator, Point, PointLoop
+from landscape.surfaces.resume import Keeper, State, as_sums, identity
+
+Axis = tuple[float, float, int]
+
+# Evaluations are handed out in portions about this long, so that progress, checkpoints and ctrl-C are prompt.
+_PORTION_SECONDS = 0.1
+_PORTION_POINTS = 256
+
+
+def loss_surface(
+    objective: Objective,
+    plane: Plane,
+    x: Axis = (-1, 1, 51),
+    y: Axis | None = (-1, 1, 51),
+    *,
+    out: str | Path | None = None,
+    name: str = "surface",
+    resume: bool = True,
+    save_every: float = 5.0,
+    progress: bool | None = None,
+) -> Surface:
+    """Evaluate loss and accuracy at origin + x d0 + y d1 on a grid.
+
+    Points where the loss is NaN or infinite are NaN with status FAILED; the others do not depend on them. The standard error of a point
+    comes from the spread of its batches, each weighted as in the mean.
+
+    Args:
+        objective: the loss; the model is not written to.
+        plane: where; its first direction alone if `y` is None.
+        x: (from, to, number of points) along the first direction.
+        y: the same along the second one; None for a line.
+        out: result file in which the surface is kept while it grows, and in the end. None keeps nothing.
+        name: of the surface in that file.
+        resume: go on with a surface of this name in the file, or return it if it is complete; False overwrites it.
+        save_every: seconds between savings.
+        progress: show a bar; None shows it on a terminal.
+
+    Returns:
+        The surface: `.loss[j, i]` is the loss at (x[i], y[j]).
+
+    Raises:
+        ValueError: a grid, name or plane that cannot be, or a file that holds another surface under this name.
+    """
+    xs, ys = _coordinates("x", x), None if y is None else _coordinates("y", y)
+    if ys is not None and len(plane.directions) < 2:
+        raise ValueError("the plane has one direction: pass y=None for a line, or make it with dimensions=2")
+    if not isinstance(name, str) or not name.strip(".") or set(name) & set("/\\\0"):
+        raise ValueError(f"name must be a word without slashes, got {name!r}")
+    if not save_every >= 0:
+        raise ValueError(f"save_every must be a number of seconds, got {save_every!r}")
+    _check_place(objective, plane)
+    provenance = objective.provenance(plane.seed)
+    loss_function = objective.loss_function
+    description = plane.describe() | {
+        "batch_size": objective.batches.batch_size,
+        "loss_function": getattr(loss_function, "__qualname__", type(loss_function).__qualname__),
+    }
+    keeper = None if out is None else Keeper(out, name, identity(xs, ys, description, provenance), save_every)
+    begun = None
+    if keeper is not None and resume:
+        finished = keeper.finished()
+        if finished is not None:
+            return finished
+        begun = keeper.begun()
+    points = [(float(a), float(b)) for b in (0.0,) if ys is None for a in xs] or [(float(a), float(b)) for b in ys for a in xs]
+    growing = _Growing(objective, points, PointLoop(objective, plane, 1 if ys is None else 2), begun)
+    with untouched_random_state(objective.device), torch.no_grad():
+        growing.run(keeper, progress, name)
+    shape = (len(xs),) if ys is None else (len(ys), len(xs))
+    loss, accuracy, stderr = (values.reshape(shape) for values in growing.results())
+    status = np.where(np.isnan(loss), Surface.FAILED, Surface.EVALUATED).astype(np.uint8)
+    cost = Cost(forwards=float(len(points)), seconds=growing.seconds)
+    surface = Surface(name, xs, ys, loss, accuracy, stderr, status, description, cost=cost, provenance=provenance)
+    if keeper is not None:
+        keeper.finish(surface)
+    return surface
+
+
+class _Growing:
+    """Sums over the batches done so far, for every point, and the place up to which they are complete."""
+
+    def __init__(self, objective: Objective, points: Sequence[Point], evaluate: Evaluator, begun: State | None) -> None:
+        self._objective, self._points, self._evaluate = objective, points, evaluate
+        # Rows: the first batch's loss L_0, then sums over batches of n (L - L_0), n^2 (L - L_0), n^2 (L - L_0)^2 and of right answers.
+        # Relative to L_0 the squares do not cancel where losses are large and alike.
+        self._sums = torch.zeros(5, len(points), dtype=torch.float64, device=objective.device)
+        self._at, self._seconds_before = (0, 0), 0.0
+        if begun is not None:
+            self._sums.copy_(torch.from_numpy(as_sums(begun, len(points))))
+            self._at, self._seconds_before = (int(begun["batch"]), int(begun["point"])), float(begun["seconds"])
+        self._started = time.perf_counter()
+        self._undo: tuple[tuple[int, int], slice, torch.Tensor] | None = None
+        self._weight = self._squares = 0.0
+        self._batches = self._examples = 0
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def state(self) -> State:
+        """Return what `begun` takes. Also right after an interrupt that came in the middle of `_portion`."""
+        if self._undo is not None and self._undo[0] == self._at:
+            self._sums[:, self._undo[1]] = self._undo[2]
+        return {"sums": self._sums.cpu().numpy(), "batch": self._at[0], "point": self._at[1], "seconds": self.seconds}
+
+    def run(self, keeper: Keeper | None, show: bool | None, name: str) -> None:
+        total, portion = len(self._points), 1
+        examples = self._objective.examples
+        with progress_bar(total, f"surface {name}", "point", show=show) as bar:
+            try:
+                for index, batch in enumerate(self._objective.batches):
+                    n, size = self._objective.weight(batch), count_examples(batch)
+                    self._weight, self._squares = self._weight + n, self._squares + n * n
+                    self._batches, self._examples = self._batches + 1, self._examples + size
+                    while self._at[0] == index and self._at[1] < total:
+                        before = time.perf_counter()
+                        start = self._at[1]
+                        stop = min(start + portion, total)
+                        self._portion(batch, n, slice(start, stop))
+                        self._objective.count("forwards", (stop - start) * size)
+                        if time.perf_counter() - before < _PORTION_SECONDS / 2:
+                            portion = min(2 * portion, _PORTION_POINTS)
+                        elif time.perf_counter() - before > 2 * _PORTION_SECONDS:
+                            portion = max(portion // 2, 1)
+                        done = ((self._examples - size) * total + stop * size) // examples
+                        bar.update(done - bar.n)
+                        if keeper is not None:
+                            keeper.save(self.state)
+                    if self._at == (index, total):
+                        self._at = (index + 1, 0)
+            except BaseException:
+                if keeper is not None:
+                    keeper.save(self.state, now=True)
+                raise
+
+    def _portion(self, batch: Any, n: float, part: slice) -> None:
+        loss, right = self._evaluate(batch, self._points[part])
+        self._undo = (self._at, part, self._sums[:, part].clone())
+        sums = self._sums[:, part]
+        if self._at[0] == 0:
+            sums[0] = loss
+        away = loss - sums[0]
+        sums[1] += n * away
+        sums[2] += n * n * away
+        sums[3] += n * n * away**2
+        sums[4] += math.nan if right is None else right
+        self._at = (self._at[0], part.stop)
+
+    def results(self) -> tuple[Array, Array, Array]:
+        """Return loss, accuracy and standard error of the points; NaN where the loss is not finite."""
+        first, linear, weighted, squared, right = self._sums.cpu().numpy()
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean = linear / self._weight
+            loss = first + mean
+            loss = np.where(np.isfinite(loss), loss, np.nan)
+            accuracy = np.where(np.isfinite(loss), right / self._examples, np.nan)
+            spread = np.maximum(squared - 2 * mean * weighted + mean**2 * self._squares, 0)
+            count = self._batches
+            stderr = np.sqrt(spread * count / (count - 1)) / self._weight if count > 1 else np.full_like(loss, np.nan)
+        return loss, accuracy, np.where(np.isfinite(loss), stderr, np.nan)
+
+
+def _coordinates(which: str, axis: Any) -> NDArray[np.float64]:
+    """Return n evenly spaced coordinates; zero is exactly zero."""
+    if not isinstance(axis, Sequence) or len(axis) != 3:
+        raise ValueError(f"{which} must be (from, to, number of points), got {axis!r}")
+    low, high, n = axis
+    if isinstance(n, bool) or n != int(n) or n < 2:
+        raise ValueError(f"{which}: the number of points must be an integer of at least 2, got {n!r}")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{which} must run from a finite number to a larger one, got {low!r} to {high!r}")
+    values = np.linspace(low, high, int(n))
+    values[np.abs(values) < 1e-12 * (high - low)] = 0.0
+    return values
+
+
+def _check_place(objective: Objective, plane: Plane) -> None:
+    """Refuse a plane that does not fit the model, or a model whose running statistics belong to other weights than the plane's."""
+    here = objective.parameters
+    shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (here, plane.origin)]
+    for name in [*here, *plane.origin]:
+        if shapes[0].get(name) != shapes[1].get(name):
+            raise ValueError(
+                f"the plane and the objective differ in parameter {name!r}: "
+                f"{shapes[1].get(name, 'absent')} in the plane, {shapes[0].get(name, 'absent')} in the objective"
+            )
+    norms = [m for m in objective.model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
+    if not norms or objective.batch_norm != "eval" or plane.kind == "given":
+        return
+    if any(not torch.equal(plane.origin[name].to(p.device, p.dtype), p) for name, p in here.items()):
+        raise ValueError(
+            "the plane is centred on other weights than the model has now, and the model's batch-norm statistics belong to its own; "
+            "use plane.around(objective), or batch_norm='batch'"
+        )
