@@ -1,0 +1,1 @@
+"""Result types, their schema, and the files that keep them."""

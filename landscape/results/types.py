@@ -1,0 +1,226 @@
+"""What a measurement returns: values, how far to trust them, what they cost and what they were computed on.
+
+Numbers are float64 NumPy arrays; only eigenvectors stay tensors, on the device where they were computed. Every type is frozen.
+Nothing here computes: the wings of the package fill these types, the store keeps them, the plots draw them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work done, in passes over the whole data set, and the time it took."""
+
+    forwards: float = 0.0
+    gradients: float = 0.0
+    hvps: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{getattr(self, kind):.4g} {kind}" for kind in ("forwards", "gradients", "hvps") if getattr(self, kind)]
+        return ", ".join([*parts, f"{self.seconds:.3g} s"])
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a number was computed on."""
+
+    model: str = ""
+    parameters: int = 0
+    parameter_sha256: str = ""
+    data_sha256: str = ""
+    examples: int = 0
+    batch_norm: str = "eval"
+    seed: int | None = None
+    dtype: str = ""
+    device: str = ""
+    created_at: str = ""
+    torch_version: str = ""
+    numpy_version: str = ""
+    creation_library: str = ""
+    creation_library_version: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a plain dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """Common to every measurement."""
+
+    kind: ClassVar[str] = "result"
+
+    cost: Cost = field(default_factory=Cost, kw_only=True)
+    provenance: Provenance = field(default_factory=Provenance, kw_only=True)
+
+    def summary(self) -> str:
+        """Return the value and its error bar in a few words."""
+        return ""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.summary()} | {self.cost}>"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Eigenpairs(Result):
+    """Eigenvalues of a symmetric operator, sorted by descending absolute value."""
+
+    kind: ClassVar[str] = "eigen"
+
+    values: Array  # (k,)
+    residuals: Array  # (k,) ||H v - lambda v||, so an eigenvalue of H lies within it of lambda
+    vectors: Tensor | None  # (k, n), orthonormal rows; None where they were not kept
+    matvecs: int
+    converged: bool  # every residual is at most tol * max |lambda|
+    tol: float
+    which: str = "magnitude"
+    point: Mapping[str, Tensor] | None = None  # where the operator was taken, by parameter name; not written to files
+
+    def summary(self) -> str:
+        """Return the eigenvalues with their residuals."""
+        shown = ", ".join(f"{v:.4g} ± {r:.1g}" for v, r in zip(self.values[:5], self.residuals[:5], strict=True))
+        return f"{shown}{', ...' if len(self.values) > 5 else ''} ({'' if self.converged else 'NOT '}converged, {self.matvecs} products)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TraceEstimate(Result):
+    """Trace of a symmetric operator from random probes."""
+
+    kind: ClassVar[str] = "trace"
+
+    value: float
+    stderr: float  # standard error of value
+    samples: Array  # (probes,) the estimate of each probe
+    matvecs: int
+    converged: bool  # stderr is at most tol * |value|
+    tol: float
+    method: str = "hutchinson"
+
+    def summary(self) -> str:
+        """Return the trace with its standard error."""
+        return f"{self.value:.5g} ± {self.stderr:.2g} ({'' if self.converged else 'NOT '}converged, {self.matvecs} products)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralDensity(Result):
+    """Density of a spectrum by stochastic Lanczos quadrature; it integrates to one."""
+
+    kind: ClassVar[str] = "density"
+
+    grid: Array  # (g,) eigenvalue
+    density: Array  # (g,) per unit of eigenvalue
+    stderr: Array  # (g,) over probes
+    nodes: Array  # (probes, steps) Ritz values
+    weights: Array  # (probes, steps) their weights; each row sums to one
+    sigma: float  # width of the Gaussian that each Ritz value is drawn with
+    matvecs: int
+
+    def summary(self) -> str:
+        """Return the range of the spectrum."""
+        return f"Ritz values {self.nodes.min():.4g} ... {self.nodes.max():.4g} from {self.nodes.shape[0]} probes"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sharpness(Result):
+    """A sharpness measure: a mean over shards or draws and its standard error."""
+
+    kind: ClassVar[str] = "sharpness"
+
+    measure: str
+    value: float
+    stderr: float
+    per_shard: Array  # (shards,)
+    shard_sizes: Array  # (shards,) the weights of the mean
+    rho: float
+    m: int  # examples per shard
+    p: float = 2.0
+
+    def summary(self) -> str:
+        """Return the value with its standard error."""
+        return f"{self.measure} {self.value:.4g} ± {self.stderr:.2g} (rho {self.rho:g}, m {self.m})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Surface(Result):
+    """The loss on a line or a plane through the parameters, at origin + x d0 (+ y d1)."""
+
+    kind: ClassVar[str] = "surface"
+
+    EVALUATED: ClassVar[int] = 1
+    INTERPOLATED: ClassVar[int] = 2
+    FAILED: ClassVar[int] = 3  # the loss there is not finite
+    PENDING: ClassVar[int] = 0
+
+    name: str
+    x: Array  # (nx,)
+    y: Array | None  # (ny,), None on a line
+    loss: Array  # (ny, nx), or (nx,) on a line
+    accuracy: Array  # like loss, between 0 and 1; NaN where the task has none
+    stderr: Array  # like loss, standard error of the mean over batches of examples; NaN with a single batch
+    status: NDArray[np.uint8]  # like loss
+    plane: dict[str, Any]  # how the directions were made: kind, normalize, seed, norms, cosine, sha256
+
+    def summary(self) -> str:
+        """Return the shape and the range of the loss."""
+        shape = " x ".join(str(n) for n in self.loss.shape[::-1])
+        low, high = np.nan, np.nan
+        if np.isfinite(self.loss).any():
+            low, high = np.nanmin(self.loss), np.nanmax(self.loss)
+        return f"{self.name!r} {shape}, loss {low:.4g} ... {high:.4g}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientTrace(Result):
+    """How well grad f(y_t) stands in for grad f(x_t) while SAMPa trains."""
+
+    kind: ClassVar[str] = "gradients"
+
+    step: NDArray[np.int64]  # (t,)
+    cosine: Array  # (t,) between the two gradients
+    distance: Array  # (t,) Euclidean distance of the two gradients
+    norm_x: Array  # (t,) ||grad f(x_t)||
+    norm_y: Array  # (t,) ||grad f(y_t)||
+    layers: tuple[str, ...]  # names of the L layers
+    layer_cosine: Array  # (t, L)
+    layer_distance: Array  # (t, L)
+
+    def summary(self) -> str:
+        """Return the range of the cosine."""
+        if not len(self.step):
+            return "no steps"
+        return f"{len(self.step)} steps, cosine {np.nanmin(self.cosine):.3f} ... {np.nanmax(self.cosine):.3f}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingHistory(Result):
+    """One row an epoch."""
+
+    kind: ClassVar[str] = "training"
+
+    method: str
+    epoch: NDArray[np.int64]
+    train_loss: Array
+    train_accuracy: Array
+    test_loss: Array
+    test_accuracy: Array
+    lr: Array
+    rho: Array
+    seconds: Array  # since the start
+    gradients_computed: Array  # since the start, in gradients of one batch
+
+    def summary(self) -> str:
+        """Return where the training ended."""
+        if not len(self.epoch):
+            return f"{self.method}, no epochs"
+        return f"{self.method}, {len(self.epoch)} epochs, loss {self.train_loss[-1]:.4g}, test accuracy {self.test_accuracy[-1]:.4g}"
