@@ -1,1 +1,8 @@
 """Curvature: operators and what is computed from their products."""
+
+from landscape.curvature.density import spectral_density
+from landscape.curvature.eigen import top_eigenpairs
+from landscape.curvature.operators import DenseOperator, HessianOperator, Operator
+from landscape.curvature.trace import hessian_trace
+
+__all__ = ["DenseOperator", "HessianOperator", "Operator", "hessian_trace", "spectral_density", "top_eigenpairs"]
