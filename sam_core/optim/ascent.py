@@ -41,7 +41,7 @@ def dual(v: Sequence[Tensor], p: float) -> list[Tensor]:
     """Return the vector of p-norm 1 with the largest inner product with `v`; zero where `v` is all zero. Pure."""
     if p == 2:
         length = vectors.safe(vectors.pure_norm(v))
-        return [x / length.to(x.device, x.dtype) for x in v]
+        return [(x / length.to(x.device)).to(x.dtype) for x in v]
     if p == math.inf:
         return [torch.sign(x) for x in v]
     if p == 1:
@@ -51,7 +51,7 @@ def dual(v: Sequence[Tensor], p: float) -> list[Tensor]:
         return [torch.sign(x) * peak / count.to(x.device, x.dtype) for x, peak in zip(v, peaks, strict=True)]
     q = p / (p - 1)
     length = vectors.safe(vectors.pure_norm(v, q))
-    shares = [x.abs() / length.to(x.device, x.dtype) for x in v]
+    shares = [(x.abs() / length.to(x.device)).to(x.dtype) for x in v]
     # The power is taken away from 0, where its derivative is infinite for p > 2.
     powers = [torch.where(s > 0, torch.where(s > 0, s, 1.0) ** (q - 1), 0.0) for s in shares]
     return [torch.sign(x) * power for x, power in zip(v, powers, strict=True)]
