@@ -160,7 +160,8 @@ def random_plane(
             leaves the standard normal draws.
         seed: the same seed, names and shapes give the same draws on every device and in every dtype.
         dimensions: 1 for a line, 2 for a plane.
-        include_norm_and_bias: move tensors of one dimension too, each scaled as a whole. They are moved in any case where there are no others.
+        include_norm_and_bias: move tensors of one dimension too, each scaled as a whole. They move in any case where there are no
+            others.
 
     Returns:
         The plane.
@@ -208,7 +209,9 @@ def eigen_plane(eigenpairs: Eigenpairs, objective: Objective | None = None, *, i
         raise ValueError(f"indices must be one or two of 0 ... {len(vectors) - 1}, got {tuple(indices)}")
     point = _copy_of(objective) if objective is not None else eigenpairs.point
     if point is None:
-        raise ValueError("these eigenpairs do not carry the point they were computed at; pass the objective too: eigen_plane(eig, objective)")
+        raise ValueError(
+            "these eigenpairs do not carry the point they were computed at; pass the objective too: eigen_plane(eig, objective)"
+        )
     sizes = [p.numel() for p in point.values()]
     if vectors.shape[1] != sum(sizes):
         raise ValueError(f"eigenvectors have {vectors.shape[1]} entries, the objective varies {sum(sizes)} parameters")

@@ -87,7 +87,7 @@ def loss_surface(
         if finished is not None:
             return finished
         begun = keeper.begun()
-    points = [(float(a), float(b)) for b in (0.0,) if ys is None for a in xs] or [(float(a), float(b)) for b in ys for a in xs]
+    points = [(float(a), float(b)) for b in ((0.0,) if ys is None else ys) for a in xs]
     growing = _Growing(objective, points, PointLoop(objective, plane, 1 if ys is None else 2), begun)
     with untouched_random_state(objective.device), torch.no_grad():
         growing.run(keeper, progress, name)

@@ -1,4 +1,7 @@
-"""Evaluates points of a plane on one batch. Every way to do it is a function of (batch, points) and agrees with the plain one, `PointLoop`."""
+"""Evaluates points of a plane on one batch.
+
+Every way to do it is a function of (batch, points), and agrees with the plain one, `PointLoop`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ _ALIGNMENT = 64
 class Evaluator(Protocol):
     """Losses (g,) in float64 of g points on a batch, and how many examples are right at each (g,), or None without classes."""
 
-    def __call__(self, batch: Any, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]: ...
+    def __call__(self, batch: Any, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
+        """Evaluate."""
+        ...
 
 
 class PointLoop:
@@ -46,6 +51,7 @@ class PointLoop:
             torch.add(row, d, alpha=x, out=vector)
 
     def __call__(self, batch: Any, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
+        """Evaluate one point after another."""
         losses, rights = [], []
         for x, y in points:
             self.move(x, y)
@@ -74,4 +80,3 @@ def _flatten(tensors: Parameters, like: Parameters) -> tuple[list[Tensor], Param
             views[name].copy_(tensors[name])
         vectors.append(vector)
     return vectors, {name: views[name] for name in like}
-

@@ -101,5 +101,7 @@ def as_sums(state: State, points: int) -> NDArray[np.float64]:
     """
     sums = np.asarray(state["sums"], dtype=np.float64)
     if sums.shape != (5, points):
-        raise ValueError(f"the kept part of the surface has shape {sums.shape} where {(5, points)} is needed; use resume=False to start over")
+        raise ValueError(
+            f"the kept part of the surface has shape {sums.shape} where {(5, points)} is needed; use resume=False to start over"
+        )
     return sums
