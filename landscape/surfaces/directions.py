@@ -219,7 +219,8 @@ def eigen_plane(eigenpairs: Eigenpairs, objective: Objective | None = None, *, i
     for i in indices:
         parts = zip(point.items(), torch.split(vectors[i], sizes), strict=True)
         directions.append({name: part.detach().reshape(p.shape).to(p.device, p.dtype, copy=True) for (name, p), part in parts})
-    return Plane(dict(point), tuple(directions), "eigen", eigenvalues=tuple(float(eigenpairs.values[i]) for i in indices))
+    origin = {name: p.clone() for name, p in point.items()}
+    return Plane(origin, tuple(directions), "eigen", eigenvalues=tuple(float(eigenpairs.values[i]) for i in indices))
 
 
 def gaussian_draws(shapes: Mapping[str, Sequence[int]], seed: int, dimensions: int = 2) -> list[Parameters]:

@@ -23,7 +23,7 @@ from landscape.progress import progress as progress_bar
 from landscape.results.types import Array, Cost, Surface
 from landscape.surfaces.directions import Plane
 from landscape.surfaces.points import Evaluator, Point, PointLoop
-from landscape.surfaces.resume import Keeper, State, as_sums, identity
+from landscape.surfaces.resume import SUMS, Keeper, State
 
 Axis = tuple[float, float, int]
 
@@ -69,8 +69,8 @@ def loss_surface(
     xs, ys = _coordinates("x", x), None if y is None else _coordinates("y", y)
     if ys is not None and len(plane.directions) < 2:
         raise ValueError("the plane has one direction: pass y=None for a line, or make it with dimensions=2")
-    if not isinstance(name, str) or not name.strip(".") or set(name) & set("/\\\0"):
-        raise ValueError(f"name must be a word without slashes, got {name!r}")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a string that is not empty, got {name!r}")
     if not save_every >= 0:
         raise ValueError(f"save_every must be a number of seconds, got {save_every!r}")
     _check_place(objective, plane)
@@ -80,13 +80,10 @@ def loss_surface(
         "batch_size": objective.batches.batch_size,
         "loss_function": getattr(loss_function, "__qualname__", type(loss_function).__qualname__),
     }
-    keeper = None if out is None else Keeper(out, name, identity(xs, ys, description, provenance), save_every)
-    begun = None
-    if keeper is not None and resume:
-        finished = keeper.finished()
-        if finished is not None:
-            return finished
-        begun = keeper.begun()
+    keeper = None if out is None else Keeper(out, name, xs, ys, description, provenance, save_every)
+    finished, begun = keeper.found() if keeper is not None and resume else (None, None)
+    if finished is not None:
+        return finished
     points = [(float(a), float(b)) for b in ((0.0,) if ys is None else ys) for a in xs]
     growing = _Growing(objective, points, PointLoop(objective, plane, 1 if ys is None else 2), begun)
     with untouched_random_state(objective.device), torch.no_grad():
@@ -106,13 +103,11 @@ class _Growing:
 
     def __init__(self, objective: Objective, points: Sequence[Point], evaluate: Evaluator, begun: State | None) -> None:
         self._objective, self._points, self._evaluate = objective, points, evaluate
-        # Rows: the first batch's loss L_0, then sums over batches of n (L - L_0), n^2 (L - L_0), n^2 (L - L_0)^2 and of right answers.
-        # Relative to L_0 the squares do not cancel where losses are large and alike.
-        self._sums = torch.zeros(5, len(points), dtype=torch.float64, device=objective.device)
+        self._sums = torch.zeros(len(SUMS), len(points), dtype=torch.float64, device=objective.device)
         self._at, self._seconds_before = (0, 0), 0.0
         if begun is not None:
-            self._sums.copy_(torch.from_numpy(as_sums(begun, len(points))))
-            self._at, self._seconds_before = (int(begun["batch"]), int(begun["point"])), float(begun["seconds"])
+            self._sums.copy_(torch.from_numpy(begun.sums))
+            self._at, self._seconds_before = (begun.batch, begun.point), begun.seconds
         self._started = time.perf_counter()
         self._undo: tuple[tuple[int, int], slice, torch.Tensor] | None = None
         self._weight = self._squares = 0.0
@@ -126,7 +121,7 @@ class _Growing:
         """Return what `begun` takes. Also right after an interrupt that came in the middle of `_portion`."""
         if self._undo is not None and self._undo[0] == self._at:
             self._sums[:, self._undo[1]] = self._undo[2]
-        return {"sums": self._sums.cpu().numpy(), "batch": self._at[0], "point": self._at[1], "seconds": self.seconds}
+        return State(self._sums.cpu().numpy(), *self._at, self.seconds)
 
     def run(self, keeper: Keeper | None, show: bool | None, name: str) -> None:
         total, portion = len(self._points), 1

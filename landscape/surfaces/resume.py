@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from landscape.results import store
-from landscape.results.types import Provenance, Surface
+from landscape.results.types import Array, Provenance, Surface
 
-State = dict[str, Any]  # "sums" (5, points), "batch", "point", "seconds"
+# What is summed over batches for every point, with n the weight of a batch, L its loss and L_0 that of the first batch. Relative to L_0
+# the squares do not cancel where losses are large and alike.
+SUMS = ("first_loss", "n_loss", "nn_loss", "nn_loss_squared", "right_answers")  # L_0, n (L - L_0), n^2 (L - L_0), n^2 (L - L_0)^2
+
+
+class State(NamedTuple):
+    """How far a surface has come: batches before `batch` are done, and that one for the points before `point`."""
+
+    sums: Array  # (5, points)
+    batch: int
+    point: int
+    seconds: float
+
 
 _WORDS = {
     "x": "grids on x",
@@ -31,7 +41,7 @@ _WORDS = {
 }
 
 
-def identity(x: NDArray[Any], y: NDArray[Any] | None, plane: dict[str, Any], provenance: Provenance) -> dict[str, Any]:
+def identity(x: Array, y: Array | None, plane: dict[str, Any], provenance: Provenance) -> dict[str, Any]:
     """Return all that the numbers on a grid depend on, ready for JSON."""
     dimensions = 1 if y is None else 2
     return {
@@ -50,58 +60,66 @@ def identity(x: NDArray[Any], y: NDArray[Any] | None, plane: dict[str, Any], pro
 
 
 class Keeper:
-    """Keeps a surface in a file while it grows, under the rule that a surface is continued only if it is the same one."""
+    """Keeps a surface in a file while it grows, under the rule that a surface is continued only if it is the same one.
 
-    def __init__(self, path: str | Path, name: str, identity_: dict[str, Any], every: float) -> None:
-        self._path, self._name, self._identity, self._every = Path(path), name, json.loads(json.dumps(identity_)), every
+    Raises:
+        ValueError: the file cannot be written, or is no run file.
+    """
+
+    def __init__(
+        self, path: str | Path, name: str, x: Array, y: Array | None, plane: dict[str, Any], provenance: Provenance, every: float
+    ) -> None:
+        self._path, self._name, self._x, self._y, self._plane, self._every = Path(path), name, x, y, plane, every
+        self._identity = identity(x, y, plane, provenance)
+        self._shape = (len(x),) if y is None else (len(y), len(x))
         self._saved_at = time.perf_counter()
         store.check_writable(self._path)
 
-    def finished(self) -> Surface | None:
-        """Return the complete surface if it is in the file already."""
-        surface = store.load_surface(self._path, self._name)
-        if surface is None:
-            return None
-        self._compare(json.loads(json.dumps(identity(surface.x, surface.y, surface.plane, surface.provenance))))
-        return surface
+    def found(self) -> tuple[Surface | None, State | None]:
+        """Return the complete surface if the file holds it; else the state to go on from if there is one.
 
-    def begun(self) -> State | None:
-        """Return the state to go on from, if there is one in the file."""
-        state = store.load_partial_surface(self._path, self._name)
-        if state is None:
-            return None
-        self._compare(json.loads(state["identity"]))
-        return state
-
-    def _compare(self, other: dict[str, Any]) -> None:
-        differ = [what for what, value in self._identity.items() if other.get(what) != value]
+        Raises:
+            ValueError: the file holds another surface under this name.
+        """
+        if not self._path.exists():
+            return None, None
+        differ: list[str] = []
+        try:
+            surface = store.load(self._path, f"surfaces/{self._name}")
+        except store.GroupMissingError:
+            pass
+        else:
+            assert isinstance(surface, Surface)
+            differ = self._differing(identity(surface.x, surface.y, surface.plane, surface.provenance))
+            if not differ:
+                return surface, None
+        partial = store.load_partial(self._path, self._name)
+        if partial is not None:
+            arrays, attributes = partial
+            differ = self._differing(attributes["identity"])
+            if not differ:
+                sums = np.stack([arrays[name].reshape(-1) for name in SUMS])
+                return None, State(sums, attributes["batch"], attributes["point"], attributes["seconds"])
         if differ:
-            what = " and ".join(_WORDS[d] for d in differ)
             raise ValueError(
-                f"{self._path} holds a surface {self._name!r} that is another one: the {what} differ. "
-                "Choose another name or file, or resume=False to overwrite it"
+                f"{self._path} holds another surface {self._name!r}: the {' and '.join(differ)} differ. "
+                "Choose another name or file, or resume=False to replace it"
             )
+        return None, None
+
+    def _differing(self, other: dict[str, Any]) -> list[str]:
+        return [words for what, words in _WORDS.items() if other.get(what) != self._identity[what]]
 
     def save(self, state: Callable[[], State], *, now: bool = False) -> None:
         """Keep the state if the last time is long enough ago, or `now`."""
-        if now or time.perf_counter() - self._saved_at >= self._every:
-            store.save_partial_surface(self._path, self._name, {**state(), "identity": json.dumps(self._identity)})
-            self._saved_at = time.perf_counter()
+        if not now and time.perf_counter() - self._saved_at < self._every:
+            return
+        values = state()
+        arrays = {"x": self._x, "y": self._y} | {name: row.reshape(self._shape) for name, row in zip(SUMS, values.sums, strict=True)}
+        where = {"batch": values.batch, "point": values.point, "seconds": values.seconds}
+        store.save_partial(self._path, self._name, arrays, {"plane": self._plane, "identity": self._identity, **where})
+        self._saved_at = time.perf_counter()
 
     def finish(self, surface: Surface) -> None:
         """Put the complete surface in place of the growing one."""
         store.save(self._path, surface)
-
-
-def as_sums(state: State, points: int) -> NDArray[np.float64]:
-    """Return the kept sums.
-
-    Raises:
-        ValueError: they do not fit the grid.
-    """
-    sums = np.asarray(state["sums"], dtype=np.float64)
-    if sums.shape != (5, points):
-        raise ValueError(
-            f"the kept part of the surface has shape {sums.shape} where {(5, points)} is needed; use resume=False to start over"
-        )
-    return sums
