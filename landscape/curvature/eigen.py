@@ -100,6 +100,7 @@ def top_eigenpairs(
         converged=len(chosen) == k and bool((residuals <= tol * scale).all()),
         tol=tol,
         which=which,
+        point=operator.point,
         cost=meter.cost() if meter else Cost(),
         provenance=operator.objective.provenance(seed) if operator.objective else Provenance(),
     )

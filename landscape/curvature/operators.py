@@ -33,6 +33,7 @@ class Operator(ABC):
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device, objective: Objective | None = None) -> None:
         self.size, self.dtype, self.device, self.objective = size, dtype, device, objective
+        self.point: dict[str, Tensor] | None = None  # where an operator of an objective was taken, by parameter name
 
     @abstractmethod
     def matvec(self, vector: Tensor) -> Tensor:
@@ -117,6 +118,7 @@ class HessianOperator(Operator):
         self._of: Objective = objective
         with torch.inference_mode(False):
             self._leaves = [params[name].detach().clone().requires_grad_() for name in objective.names]
+        self.point = {name: leaf.detach() for name, leaf in zip(objective.names, self._leaves, strict=True)}
         self.memory_budget = _default_budget(self.device) if memory_budget is None else memory_budget
         self.memory_kept = 0  # bytes
         self._kept: list[_GradientGraph] = []  # of the first batches
