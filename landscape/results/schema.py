@@ -1,0 +1,353 @@
+"""What a run file holds: every group, dimension, dataset and attribute, as tables.
+
+The store writes and reads by these tables and `docs/schema.md` is made from them; nothing else knows the layout. A layout names
+the result type, its group, its datasets and its attributes; cost and provenance are attributes of every group.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_type_hints
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from landscape.results.types import (
+    Cost,
+    Eigenpairs,
+    GradientTrace,
+    Provenance,
+    Result,
+    Sharpness,
+    SpectralDensity,
+    Surface,
+    TraceEstimate,
+    TrainingHistory,
+)
+
+SCHEMA_VERSION = 1
+PARTIAL = "partial"  # unfinished results lie under this group, at the path where they will end
+
+AttributeKind = Literal["str", "int", "float", "bool", "json"]
+
+
+class StoreError(ValueError):
+    """A run file cannot be read or written; the message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of a group; a value of None is stored as no attribute at all."""
+
+    name: str  # in the file and on the result
+    kind: AttributeKind
+    long_name: str
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One dataset. Named like its only dimension it is that dimension's coordinate."""
+
+    name: str
+    field: str  # of the result type; empty where the values follow from the rest and are not read back
+    dims: tuple[str, ...]
+    long_name: str
+    units: str = "1"
+    kind: Literal["float", "int", "status", "text", "tensor"] = "float"
+    optional: bool = False  # the field may be None: then the dataset is left out, and a coordinate's dimension too
+    derive: Callable[[Any], Any] | None = None  # values where `field` is empty; None counts 0, 1, 2, ...
+    meanings: tuple[tuple[int, str], ...] = ()
+    scalar_coordinate: bool = False
+
+    @property
+    def is_coordinate(self) -> bool:
+        """Whether the values stand along a dimension of the same name."""
+        return self.dims == (self.name,)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one result type lies and what its group holds."""
+
+    type: type[Result]
+    group: str
+    variables: tuple[Variable, ...]
+    attributes: tuple[Attribute, ...] = ()
+    named: bool = False  # several of the kind lie under `group`, each by its name
+    default_name: Callable[[Any], str] | None = None
+
+
+def _index(dim: str, long_name: str, optional: bool = False) -> Variable:
+    return Variable(dim, "", (dim,), long_name, kind="int", optional=optional)
+
+
+def _converged(eigen: Eigenpairs) -> Any:
+    scale = np.max(np.abs(eigen.values), initial=0.0)
+    return (np.asarray(eigen.residuals) <= eigen.tol * scale).astype(np.uint8)
+
+
+def sharpness_name(sharpness: Sharpness) -> str:
+    """Return the name under which a sharpness is stored: measure, rho, m, and p where it is not 2."""
+    name = f"{sharpness.measure}_rho{float(sharpness.rho)!r}_m{int(sharpness.m)}"
+    return name if sharpness.p == 2 else f"{name}_p{float(sharpness.p)!r}"
+
+
+STATUS_MEANINGS = (
+    (Surface.PENDING, "pending"),
+    (Surface.EVALUATED, "evaluated"),
+    (Surface.INTERPOLATED, "interpolated"),
+    (Surface.FAILED, "failed"),
+)
+GRID = ("y", "x")
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout(
+        TrainingHistory,
+        "training",
+        (
+            Variable("epoch", "epoch", ("epoch",), "epoch", kind="int"),
+            Variable("train_loss", "train_loss", ("epoch",), "mean loss over the training examples"),
+            Variable("train_accuracy", "train_accuracy", ("epoch",), "fraction of training examples classified correctly"),
+            Variable("test_loss", "test_loss", ("epoch",), "mean loss over the test examples"),
+            Variable("test_accuracy", "test_accuracy", ("epoch",), "fraction of test examples classified correctly"),
+            Variable("lr", "lr", ("epoch",), "learning rate"),
+            Variable("rho", "rho", ("epoch",), "radius of the ascent step"),
+            Variable("seconds", "seconds", ("epoch",), "time since the start of training", "s"),
+            Variable("gradients_computed", "gradients_computed", ("epoch",), "gradients of one batch computed since the start"),
+        ),
+        (Attribute("method", "str", "optimization method"),),
+    ),
+    Layout(
+        GradientTrace,
+        "traces/gradients",
+        (
+            Variable("step", "step", ("step",), "training step", kind="int"),
+            Variable("layer", "layers", ("layer",), "name of the layer", kind="text"),
+            Variable("cosine", "cosine", ("step",), "cosine of the angle between grad f(x_t) and grad f(y_t)"),
+            Variable("distance", "distance", ("step",), "Euclidean distance of grad f(x_t) and grad f(y_t)"),
+            Variable("norm_x", "norm_x", ("step",), "Euclidean norm of grad f(x_t)"),
+            Variable("norm_y", "norm_y", ("step",), "Euclidean norm of grad f(y_t)"),
+            Variable("layer_cosine", "layer_cosine", ("step", "layer"), "cosine of the angle between the two gradients of a layer"),
+            Variable("layer_distance", "layer_distance", ("step", "layer"), "Euclidean distance of the two gradients of a layer"),
+        ),
+    ),
+    Layout(
+        Eigenpairs,
+        "hessian/eigen",
+        (
+            _index("k", "rank of the eigenvalue, 0 first"),
+            _index("parameter", "index into the flattened parameters", optional=True),
+            Variable("eigenvalue", "values", ("k",), "eigenvalue"),
+            Variable("residual", "residuals", ("k",), "norm of H v - lambda v for the unit vector v"),
+            Variable(
+                "converged",
+                "",
+                ("k",),
+                "whether the residual is at most tol times the largest absolute eigenvalue",
+                kind="status",
+                derive=_converged,
+                meanings=((0, "not_converged"), (1, "converged")),
+            ),
+            Variable("vectors", "vectors", ("k", "parameter"), "eigenvector of unit length", kind="tensor", optional=True),
+        ),
+        (
+            Attribute("matvecs", "int", "products of the operator with a vector"),
+            Attribute("converged", "bool", "whether every eigenvalue converged"),
+            Attribute("tol", "float", "tolerance of the residuals relative to the largest absolute eigenvalue"),
+            Attribute("which", "str", "end of the spectrum that was asked for"),
+        ),
+    ),
+    Layout(
+        SpectralDensity,
+        "hessian/density",
+        (
+            Variable("lambda", "grid", ("lambda",), "eigenvalue"),
+            _index("probe", "random probe vector"),
+            _index("ritz", "index of the Ritz value"),
+            Variable("density", "density", ("lambda",), "spectral density per unit of eigenvalue, of integral one"),
+            Variable("stderr", "stderr", ("lambda",), "standard error of the density over probes"),
+            Variable("ritz_value", "nodes", ("probe", "ritz"), "Ritz value of a probe"),
+            Variable("ritz_weight", "weights", ("probe", "ritz"), "weight of a Ritz value; a probe's weights sum to one"),
+        ),
+        (
+            Attribute("sigma", "float", "width of the Gaussian with which each Ritz value is drawn"),
+            Attribute("matvecs", "int", "products of the operator with a vector"),
+        ),
+    ),
+    Layout(
+        TraceEstimate,
+        "hessian/trace",
+        (
+            _index("probe", "random probe vector"),
+            Variable("value", "value", (), "trace"),
+            Variable("stderr", "stderr", (), "standard error of the trace"),
+            Variable("estimate", "samples", ("probe",), "estimate of the trace from one probe"),
+        ),
+        (
+            Attribute("matvecs", "int", "products of the operator with a vector"),
+            Attribute("converged", "bool", "whether the standard error is at most tol times the absolute value"),
+            Attribute("tol", "float", "tolerance of the standard error relative to the absolute value"),
+            Attribute("method", "str", "estimator"),
+        ),
+    ),
+    Layout(
+        Sharpness,
+        "sharpness",
+        (
+            _index("shard", "shard of examples"),
+            Variable("rho", "rho", (), "radius of the perturbation", scalar_coordinate=True),
+            Variable("m", "m", (), "examples in a shard", kind="int", scalar_coordinate=True),
+            Variable("value", "value", (), "sharpness, the mean over shards weighted by their sizes"),
+            Variable("stderr", "stderr", (), "standard error of the sharpness"),
+            Variable("per_shard", "per_shard", ("shard",), "sharpness of one shard"),
+            Variable("shard_sizes", "shard_sizes", ("shard",), "examples in the shard"),
+        ),
+        (Attribute("measure", "str", "measure of sharpness"), Attribute("p", "float", "order of the norm of the perturbation")),
+        named=True,
+        default_name=sharpness_name,
+    ),
+    Layout(
+        Surface,
+        "surfaces",
+        (
+            Variable("x", "x", ("x",), "distance along the first direction, in units of the direction"),
+            Variable("y", "y", ("y",), "distance along the second direction, in units of the direction", optional=True),
+            Variable("loss", "loss", GRID, "mean loss over the examples"),
+            Variable("accuracy", "accuracy", GRID, "fraction of examples classified correctly"),
+            Variable("stderr", "stderr", GRID, "standard error of the mean loss"),
+            Variable("status", "status", GRID, "how the point came about", kind="status", meanings=STATUS_MEANINGS),
+        ),
+        (Attribute("plane", "json", "how the directions were made: kind, normalization, seed, norms, cosine, hash"),),
+        named=True,
+        default_name=lambda surface: surface.name,
+    ),
+)
+
+KIND_OF_HINT: dict[Any, AttributeKind] = {str: "str", int: "int", float: "float", bool: "bool", int | None: "int"}
+
+
+def _attributes_of(cls: type, texts: dict[str, str]) -> tuple[Attribute, ...]:
+    hints = get_type_hints(cls)
+    return tuple(Attribute(f.name, KIND_OF_HINT.get(hints[f.name], "json"), texts.get(f.name, f.name)) for f in fields(cls))
+
+
+COST = _attributes_of(
+    Cost,
+    {
+        "forwards": "forward passes over the data",
+        "gradients": "gradients over the data",
+        "hvps": "Hessian-vector products over the data",
+        "seconds": "wall time in seconds",
+    },
+)
+PROVENANCE = _attributes_of(
+    Provenance,
+    {
+        "model": "class of the model",
+        "parameters": "number of parameters",
+        "parameter_sha256": "hash of the parameters and buffers",
+        "data_sha256": "hash of the examples",
+        "examples": "number of examples",
+        "batch_norm": "statistics that batch norm used",
+        "seed": "seed of the random numbers",
+        "dtype": "type of the parameters",
+        "device": "device of the parameters",
+        "created_at": "when it was measured, ISO 8601",
+        "torch_version": "version of torch",
+        "numpy_version": "version of numpy",
+        "creation_library": "library that measured",
+        "creation_library_version": "its version",
+    },
+)
+GROUP = (
+    Attribute("kind", "str", "what was measured"),
+    Attribute("name", "str", "name that the user gave"),
+    Attribute("checksums", "json", "CRC-32 of the attributes and of every dataset"),
+)
+ROOT = (
+    Attribute("schema_version", "int", "version of this layout"),
+    Attribute("created_at", "str", "when the file was made, ISO 8601"),
+    Attribute("creation_library", "str", "library that made the file"),
+    Attribute("creation_library_version", "str", "its version"),
+    Attribute("torch_version", "str", "version of torch"),
+    Attribute("numpy_version", "str", "version of numpy"),
+    Attribute("git_commit", "str", "commit of the working directory, -dirty where it has changes; empty outside of a repository"),
+    Attribute("device", "str", "device of the parameters"),
+    Attribute("dtype", "str", "type of the parameters"),
+    Attribute("seed", "int", "seed of the run"),
+    Attribute("world_size", "int", "number of processes"),
+    Attribute("model", "str", "class of the model"),
+    Attribute("parameter_sha256", "str", "hash of the parameters and buffers"),
+    Attribute("data_sha256", "str", "hash of the examples"),
+    Attribute("command", "str", "command line that made the file"),
+    Attribute("config", "json", "configuration of the run"),
+)
+
+# Kept as they are in group names; the rest, and anything that a shell, HTML or netCDF could trip over, becomes %XX of its UTF-8 bytes.
+_PLAIN = re.compile(r"[0-9A-Za-z_+=,.-]")
+
+
+def escape_name(name: str, longest: int = 255) -> str:
+    """Return the group name for a name that a user gave; `unescape_name` takes it back.
+
+    Letters and digits of any script, `_ + = , - .` and inner spaces stay as they are. At most `longest` bytes: netCDF readers stop at 256.
+
+    Raises:
+        ValueError: The name is empty, too long, or holds what no text file can hold.
+        TypeError: The name is no string.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; it must be a string")
+    if not name:
+        raise ValueError("name is empty; give the result a name")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"name {name!r} holds a lone surrogate, which is no text; choose another name") from None
+    if "\0" in name:
+        raise ValueError(f"name {name!r} holds a NUL character, which files cannot keep; choose another name")
+
+    composed = unicodedata.is_normalized("NFC", name)  # netCDF readers compose names, which would lose the difference
+
+    def kept(place: int, character: str) -> bool:
+        first, last = place == 0, place == len(name) - 1
+        if not character.isascii():
+            return composed and character.isalnum()
+        if character == " ":
+            return not (first or last)
+        return bool(_PLAIN.match(character)) and not (first and character in ".-")
+
+    escaped = "".join(c if kept(i, c) else quote(c, safe="") if quote(c, safe="") != c else f"%{ord(c):02X}" for i, c in enumerate(name))
+    if len(escaped.encode()) > longest:
+        raise ValueError(f"name {name[:40]!r}... takes {len(escaped.encode())} bytes in a file; at most {longest} are allowed")
+    return escaped
+
+
+def unescape_name(escaped: str) -> str:
+    """Return the name that a group name stands for."""
+    return unquote(escaped, errors="strict")
+
+
+def layout_of(result: Result) -> Layout:
+    """Return the layout of a result's type.
+
+    Raises:
+        TypeError: The type has no place in a run file.
+    """
+    for layout in LAYOUTS:
+        if isinstance(result, layout.type):
+            return layout
+    known = ", ".join(layout.type.__name__ for layout in LAYOUTS)
+    raise TypeError(f"result is a {type(result).__name__}; a run file keeps {known}")
+
+
+def layout_of_group(path: str) -> Layout | None:
+    """Return the layout that a group path such as surfaces/filter belongs to, or None."""
+    path = path.removeprefix(f"{PARTIAL}/")
+    for layout in LAYOUTS:
+        if path.startswith(f"{layout.group}/") if layout.named else path == layout.group:
+            return layout
+    return None
