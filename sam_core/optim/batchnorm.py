@@ -1,10 +1,11 @@
 """Running statistics of normalisation layers, frozen for passes that are not at the weights being trained."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.modules.batchnorm import _NormBase
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -32,10 +33,11 @@ def frozen_statistics(model: nn.Module | None) -> Iterator[None]:
         for layer in tracking_layers(model):
             buffers += [b for b in (getattr(layer, name, None) for name in STATISTICS) if b is not None]
     saved = [b.detach().clone() for b in buffers]
-    try:
-        yield
-    finally:
-        if buffers:
+    # Graphs made before the block stay valid after it (second-order terms): the values are the same again.
+    with _unsafe_preserve_version_counter(tuple(buffers)) if buffers else nullcontext():
+        try:
+            yield
+        finally:
             with torch.no_grad():
                 for buffer, value in zip(buffers, saved, strict=True):
                     buffer.copy_(value)

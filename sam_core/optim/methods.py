@@ -119,7 +119,8 @@ class SAM(SharpnessAware):
     """Sharpness-aware minimisation.
 
     `adaptive=True` scales every tensor by |w|, biases too; see `ASAM` for the definition of its authors. `second_order=True`
-    keeps the term that SAM drops (p = 2: (rho / ||g||) H (g_s - g^ <g^, g_s>)) and wants `backward(create_graph=True)`.
+    keeps the term that SAM drops (p = 2: (rho / ||g||) H (g_s - g^ <g^, g_s>)) and wants `backward(create_graph=True)`,
+    with running statistics also `model=`: a graph of the first pass cannot outlive their update in the second.
     """
 
     def __init__(

@@ -100,6 +100,7 @@ class SharpnessAware(Optimizer):
         self.steps = 0  # steps made
         self.gradients_computed = 0  # in units of one gradient of the whole batch
         self._only = None if only is None else set(only)
+        self._scaled: tuple[int, list[bool] | None] | None = None
         self._home: tuple[list[Tensor], list[Tensor]] | None = None  # moved parameters, their saved values
         self._pending: tuple[Gradient | None, bool] | None = None  # of first_step: clean gradient, whether it climbed
         self._frozen = ExitStack()  # running statistics between first_step and second_step
@@ -279,7 +280,7 @@ class SharpnessAware(Optimizer):
                 index += members
                 radii += [radius] * len(members)
             i += size
-        scaled = self.ascent.scales(everywhere, self._names(everywhere))
+        scaled = self._scales(everywhere)
         one_radius = len(set(radii)) <= 1
         return index, Site(
             params=[everywhere[k] for k in index],
@@ -287,6 +288,12 @@ class SharpnessAware(Optimizer):
             scaled=None if scaled is None else [scaled[k] for k in index],
             base=self.base,
         )
+
+    def _scales(self, params: Sequence[Tensor]) -> list[bool] | None:
+        """Return what the ascent says about the parameters, asked once for each set of them."""
+        if self._scaled is None or self._scaled[0] != len(params):
+            self._scaled = (len(params), self.ascent.scales(params, self._names(params)))
+        return self._scaled[1]
 
     def _names(self, params: Sequence[Tensor]) -> list[str] | None:
         """Return the names of the parameters, if the model or the base optimizer knows them."""
@@ -310,10 +317,10 @@ class SharpnessAware(Optimizer):
         """Copy the saved values back."""
         if self._home is not None:
             params, saved = self._home
-            self._home = None
             if params:
                 with torch.no_grad():
                     vectors.copy_(params, saved)
+            self._home = None
 
     def _must_be_home(self, what: str) -> None:
         if self._home is not None:
@@ -405,13 +412,13 @@ class SharpnessAware(Optimizer):
             kept = [None if g is None else g.detach().clone() for g in clean]
         del clean
         graph: list[Tensor] = []
-        if self.second_order:
-            graph = self._eps_with_graph(slope, site)
-            self._leave(site.params, [e.detach() for e in graph])
-        else:
-            self._leave(site.params, self.ascent.climb(slope, site))
-        del slope  # eps was made in its storage: with the saved weights, one extra copy of the parameters is alive
         try:
+            if self.second_order:
+                graph = self._eps_with_graph(slope, site)
+                self._leave(site.params, [e.detach() for e in graph])
+            else:
+                self._leave(site.params, self.ascent.climb(slope, site))
+            del slope  # eps was made in its storage: with the saved weights, one extra copy of the parameters is alive
             perturbed_loss, perturbed = self._gradient(there, frozen=loss is not None)
         finally:
             self._return()
@@ -539,13 +546,14 @@ class SharpnessAware(Optimizer):
         .grad is empty on entering. A backward pass inside leaves its gradient there, and second_step() (which combines)
         or the base optimizer may step with it; without one, .grad is put back as it was.
         """
+        self._must_be_home("perturb()")
         params = self.parameters()
         before = [p.grad for p in params]
-        with torch.no_grad():
-            self._climb_from_grad(keep_grad=True)
-        for p in params:
-            p.grad = None
         try:
+            with torch.no_grad():
+                self._climb_from_grad(keep_grad=True)
+            for p in params:
+                p.grad = None
             with frozen_statistics(self.model):
                 yield
         finally:

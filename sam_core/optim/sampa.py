@@ -197,17 +197,17 @@ class SAMPa(SharpnessAware):
             gradient = self.memory.recall(f"y_gradient.{i}", params)
             index, site = self._site(gradient)
             slope = vectors.clone([g for g in (gradient[k] for k in index) if g is not None])
-            self._leave(site.params, self.ascent.climb(slope, site))
-            del slope
             try:
+                self._leave(site.params, self.ascent.climb(slope, site))
+                del slope
                 one = self._gradient(shards, frozen=True)[1]
             finally:
                 self._return()
             perturbed = one if len(sets) == 1 else accumulated(perturbed, one, share)
         gradient = self.y_gradient
         moved = [i for i, g in enumerate(gradient) if g is not None]
-        self._leave([params[i] for i in moved], None)
         try:
+            self._leave([params[i] for i in moved], None)
             step_without_commit(self.base, [params[i] for i in moved], [g for g in gradient if g is not None])
             results = [self._gradient(shards) for shards in next_sets]
         finally:

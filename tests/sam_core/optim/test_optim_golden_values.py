@@ -131,9 +131,7 @@ SAM_LIKE: dict[str, Make] = {
 
 @pytest.mark.parametrize("name", SAM_LIKE)
 def test_identities_with_sam(name: str) -> None:
-    torch.testing.assert_close(
-        iterates(SAM_LIKE[name], 10), iterates(lambda b: sam_core.SAM(b, rho=0.1), 10), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(iterates(SAM_LIKE[name], 10), iterates(lambda b: sam_core.SAM(b, rho=0.1), 10), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", [n for n in sam_core.methods() if n not in ("none", "sampa", "looksam", "wsam")])
@@ -164,9 +162,7 @@ def test_sampa_lam_one_is_past_extragradient() -> None:
         y_gradient = CURVATURE * (x - eta * y_gradient)
         x = x - eta * y_gradient
         path.append(x)
-    torch.testing.assert_close(
-        iterates(lambda b: sam_core.SAMPa(b, rho=0.3, lam=1.0), 6), torch.stack(path), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(iterates(lambda b: sam_core.SAMPa(b, rho=0.3, lam=1.0), 6), torch.stack(path), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("rho", [0.1, 0.3])
