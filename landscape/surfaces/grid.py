@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +183,10 @@ class _Growing:
 
 def _coordinates(which: str, axis: Any) -> NDArray[np.float64]:
     """Return n evenly spaced coordinates; zero is exactly zero."""
-    if not isinstance(axis, Sequence) or len(axis) != 3:
+    if not isinstance(axis, Sequence) or len(axis) != 3 or not all(isinstance(v, Real) for v in axis):
         raise ValueError(f"{which} must be (from, to, number of points), got {axis!r}")
     low, high, n = axis
-    if isinstance(n, bool) or n != int(n) or n < 2:
+    if isinstance(n, bool) or not 2 <= n < math.inf or n != int(n):
         raise ValueError(f"{which}: the number of points must be an integer of at least 2, got {n!r}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"{which} must run from a finite number to a larger one, got {low!r} to {high!r}")

@@ -99,7 +99,11 @@ def test_the_seed_decides_the_draws_and_nothing_else_does() -> None:
     plane = random_plane(single, seed=5, normalize=None)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(99)
-    again, other, wide = random_plane(single, seed=5, normalize=None), random_plane(single, seed=6), random_plane(double, seed=5, normalize=None)
+    again, other, wide = (
+        random_plane(single, seed=5, normalize=None),
+        random_plane(single, seed=6),
+        random_plane(double, seed=5, normalize=None),
+    )
     assert plane.sha256 == again.sha256 and not set(plane.sha256) & set(other.sha256)
     assert all(torch.equal(wide.directions[i][n].float(), plane.directions[i][n]) for i in (0, 1) for n in single.names)
     line = random_plane(single, seed=5, dimensions=1, normalize=None)
