@@ -2,7 +2,7 @@
 
 Every write makes the whole new file in memory, puts it beside the old one and moves it into place: a reader sees the old file or the
 new one, `kill -9` leaves one of the two, and a full disk leaves the old. Nothing is held open in between. A write costs a copy of the
-file, some ten milliseconds for the few megabytes of a run.
+file, some tens of milliseconds for a run of a few megabytes.
 """
 
 from __future__ import annotations

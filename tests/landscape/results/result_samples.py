@@ -1,0 +1,112 @@
+"""One result of every type, its numbers full of corner cases."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from landscape.results.types import (
+    Cost,
+    Eigenpairs,
+    GradientTrace,
+    Provenance,
+    Result,
+    Sharpness,
+    SpectralDensity,
+    Surface,
+    TraceEstimate,
+    TrainingHistory,
+)
+
+QUIET_NAN = np.array([0x7FF8000000000123], dtype=np.uint64).view(np.float64)[0]
+ODD = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, QUIET_NAN, 5e-324, 1.7976931348623157e308, 0.1])
+COST = Cost(forwards=2.5, gradients=3.0, hvps=1e-300, seconds=0.1)
+PROVENANCE = Provenance(
+    model="Net <b>é</b>",
+    parameters=12,
+    parameter_sha256="ab" * 32,
+    data_sha256="cd" * 32,
+    examples=7,
+    batch_norm="batch",
+    seed=2**64 - 1,
+    dtype="float64",
+    device="cpu (x86_64)",
+    created_at="2030-01-01T00:00:00+00:00",
+    torch_version="2.13.0",
+    numpy_version="2.4",
+    creation_library="landscape-sam",
+    creation_library_version="0.1.0",
+)
+BOTH: dict[str, Any] = {"cost": COST, "provenance": PROVENANCE}
+PLANE = {
+    "kind": "random",
+    "normalize": None,
+    "ok": True,
+    "norms": [1.5, -0.0, 1e-320],
+    "sha256": ["ü", '"'],
+    "deep": {"a": {"b": [[], {}]}},
+}
+
+
+def odd(*shape: int) -> np.ndarray:
+    return np.resize(ODD, shape)
+
+
+def surface(name: str = "filter", ny: int | None = 3, nx: int = 5, **changes: Any) -> Surface:
+    shape = (nx,) if ny is None else (ny, nx)
+    y = None if ny is None else np.linspace(-0.3, 1, ny)
+    status = np.resize(np.array([0, 1, 2, 3], dtype=np.uint8), shape)
+    values = {"loss": odd(*shape), "accuracy": odd(*shape)[::-1].copy(), "stderr": -odd(*shape), "status": status}
+    return Surface(name, np.linspace(-1, 1, nx), y, **(values | {"plane": PLANE} | changes), **BOTH)
+
+
+def history(epochs: int = 4) -> TrainingHistory:
+    return TrainingHistory("SAMPa-0.2", np.arange(epochs), *(np.roll(odd(epochs), i) for i in range(8)), **BOTH)
+
+
+def gradients(steps: int = 4, layers: tuple[str, ...] = ("conv.0", 'fc "é" <b>')) -> GradientTrace:
+    per_layer = (odd(steps, len(layers)), odd(steps, len(layers))[::-1].copy())
+    return GradientTrace(np.arange(steps) * 10, odd(steps), odd(steps), odd(steps), odd(steps), layers, *per_layer, **BOTH)
+
+
+def sharpness(m: int = 16, rho: float = 0.05, measure: str = "m_sharpness", p: float = 2.0) -> Sharpness:
+    return Sharpness(measure, -0.0, np.nan, odd(5), np.array([16.0, 16, 16, 16, 3]), rho, m, p, **BOTH)
+
+
+def eigen(vectors: torch.Tensor | None = None, k: int = 3) -> Eigenpairs:
+    return Eigenpairs(np.array([3.0, -2.0, 1e-9])[:k], np.array([1e-5, 0.1, np.nan])[:k], vectors, 17, False, 1e-4, "largest", **BOTH)
+
+
+def every() -> list[Result]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        history(),
+        gradients(),
+        eigen(torch.randn(3, 11, generator=generator)),
+        SpectralDensity(np.linspace(-1, 2, 9), odd(9), odd(9), odd(2, 4), odd(2, 4), 0.01, 8, **BOTH),
+        TraceEstimate(12.5, np.inf, odd(6), 6, True, 0.05, "hutch++", **BOTH),
+        sharpness(),
+        sharpness(m=1),
+        sharpness(rho=0.1),
+        surface(),
+        surface("line", ny=None),
+    ]
+
+
+def assert_same(one: Any, other: Any, where: str = "") -> None:
+    """Fail where two results differ in a bit, a type or a dtype."""
+    assert type(one) is type(other), where
+    if dataclasses.is_dataclass(one):
+        for field in dataclasses.fields(one):
+            assert_same(getattr(one, field.name), getattr(other, field.name), f"{where}.{field.name}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype, where
+        assert_same(one.numpy(), other.numpy(), where)
+    elif isinstance(one, np.ndarray):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape), where
+        assert one.tobytes() == other.tobytes(), where
+    elif isinstance(one, float):
+        assert np.float64(one).tobytes() == np.float64(other).tobytes(), where
+    else:
+        assert repr(one) == repr(other), where
