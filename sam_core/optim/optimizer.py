@@ -101,6 +101,7 @@ class SharpnessAware(Optimizer):
         self.gradients_computed = 0  # in units of one gradient of the whole batch
         self._only = None if only is None else set(only)
         self._scaled: tuple[int, list[bool] | None] | None = None
+        self._shelf: tuple[list[Tensor], list[Tensor]] = ([], [])  # storage for saved values, used again in every step
         self._home: tuple[list[Tensor], list[Tensor]] | None = None  # moved parameters, their saved values
         self._pending: tuple[Gradient | None, bool] | None = None  # of first_step: clean gradient, whether it climbed
         self._frozen = ExitStack()  # running statistics between first_step and second_step
@@ -193,7 +194,9 @@ class SharpnessAware(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._must_be_home("copying or pickling")
-        return {key: value for key, value in self.__dict__.items() if key not in ("_own_groups", "_own_state")}
+        # a scheduler hides `step` behind a function bound to this very object
+        left_out = ("_own_groups", "_own_state", "step")
+        return {**{key: v for key, v in self.__dict__.items() if key not in left_out}, "_shelf": ([], [])}
 
     def parameters(self) -> list[Tensor]:
         """Return all parameters, in the order of the groups."""
@@ -232,8 +235,6 @@ class SharpnessAware(Optimizer):
         total: Gradient = []
         with frozen_statistics(self.model if frozen else None):
             for closure, share in shards:
-                for p in params:
-                    p.grad = None
                 with torch.enable_grad():
                     value = closure()
                 if not isinstance(value, (Tensor, float)):
@@ -253,9 +254,8 @@ class SharpnessAware(Optimizer):
     def _take_gradient(self, params: Sequence[Tensor]) -> Gradient:
         """Take the gradients out of .grad, detached unless the second-order term needs their graph."""
         taken = [p.grad for p in params]
-        for p in params:
-            p.grad = None
-        return taken if self.second_order else [None if g is None else g.detach() for g in taken]
+        clear(params)
+        return taken if self.second_order else [g.detach() if g is not None and g.requires_grad else g for g in taken]
 
     # -- moving the weights and bringing them back
 
@@ -307,9 +307,15 @@ class SharpnessAware(Optimizer):
     def _leave(self, params: list[Tensor], eps: Sequence[Tensor] | None) -> None:
         """Save the values of `params` and add eps (None: the caller moves them)."""
         assert self._home is None
+        known, saved = self._shelf
+        if len(known) == len(params) and all(map(fits, known, params, saved)):
+            vectors.copy_(saved, params)
+        else:
+            saved = vectors.clone(params)
+            self._shelf = (params, saved)
         if self.second_order:
             params = [p.data for p in params]  # the graph of the first pass stays valid: w is the same when it is used
-        self._home = (params, vectors.clone(params))
+        self._home = (params, saved)
         if eps is not None and params:
             vectors.add_(params, eps)
 
@@ -362,6 +368,7 @@ class SharpnessAware(Optimizer):
             raise TypeError(f"{type(self).__name__} uses one batch per step: leave next_closure out")
         if self.per_shard and len(here) != len(there):
             raise ValueError(f"{len(here)} closures for this batch, {len(there)} for the next: they must be equally many")
+        clear(self.parameters())
         loss = self._run(here, there)
         self.steps += 1
         return loss
@@ -428,28 +435,24 @@ class SharpnessAware(Optimizer):
         return Visit(perturbed_loss if loss is None else loss, kept, perturbed, 1 if loss is None else 2)
 
     def _observe(self, perturbed: Gradient) -> None:
-        present = [(p, g) for p, g in zip(self.parameters(), perturbed, strict=True) if g is not None]
-        self.ascent.observe([p for p, _ in present], [g for _, g in present])
+        _, params, gradients = present(self.parameters(), perturbed)
+        self.ascent.observe(params, gradients)
 
     def _descend(self, clean: Gradient | None, perturbed: Gradient | None) -> None:
         """Give the combined gradient to the base optimizer and let it step."""
         params = self.parameters()
         if perturbed is None:
             assert clean is not None
-            index = [i for i, g in enumerate(clean) if g is not None]
-            own = [params[i] for i in index]
-            gradient = self.combine.rest(own, [g for g in clean if g is not None])
+            index, own, gradient = present(params, clean)
+            gradient = self.combine.rest(own, gradient)
         elif self.combine.needs_clean:
             assert clean is not None
             index = [i for i, (g, s) in enumerate(zip(clean, perturbed, strict=True)) if not (g is None and s is None)]
             own = [params[i] for i in index]
             gradient = self.combine.combine(own, filled(clean, index, own), filled(perturbed, index, own))
         else:
-            index = [i for i, g in enumerate(perturbed) if g is not None]
-            own = [params[i] for i in index]
-            gradient = self.combine.combine(own, None, [g for g in perturbed if g is not None])
-        for p in params:
-            p.grad = None
+            index, own, gradient = present(params, perturbed)
+            gradient = self.combine.combine(own, None, gradient)
         for p, g in zip(own, gradient, strict=True):
             p.grad = g
         self.base.step()
@@ -489,10 +492,10 @@ class SharpnessAware(Optimizer):
             raise RuntimeError("second_order=True works with step(closure) only")
         params = self.parameters()
         clean: Gradient = [None if p.grad is None else p.grad.detach() for p in params]
-        present = [g for g in clean if g is not None]
-        if not present and (self.ascent.needs_gradient() or self.combine.needs_clean):
+        found = [g for g in clean if g is not None]
+        if not found and (self.ascent.needs_gradient() or self.combine.needs_clean):
             raise RuntimeError("no parameter has a gradient: call loss.backward() before first_step() or perturb()")
-        climbing = self.schedule.climbs(self.steps, present)
+        climbing = self.schedule.climbs(self.steps, found)
         index, site = self._site(clean if self.ascent.needs_gradient() else None)
         slope = [g for g in (clean[i] for i in index) if g is not None] if self.ascent.needs_gradient() else None
         kept: Gradient | None = None
@@ -502,7 +505,7 @@ class SharpnessAware(Optimizer):
             own = vectors.clone(slope) if slope is not None and keep_grad else slope
             self._leave(site.params, self.ascent.climb(own, site))
         self._pending = (kept, climbing)
-        self.gradients_computed += 1 if present else 0
+        self.gradients_computed += 1 if found else 0
         return climbing
 
     @torch.no_grad()
@@ -511,8 +514,7 @@ class SharpnessAware(Optimizer):
         self._climb_from_grad(keep_grad=not zero_grad)
         self._frozen.enter_context(frozen_statistics(self.model))
         if zero_grad:
-            for p in self.parameters():
-                p.grad = None
+            clear(self.parameters())
 
     @torch.no_grad()
     def second_step(self, zero_grad: bool = False) -> None:
@@ -552,8 +554,7 @@ class SharpnessAware(Optimizer):
         try:
             with torch.no_grad():
                 self._climb_from_grad(keep_grad=True)
-            for p in params:
-                p.grad = None
+            clear(params)
             with frozen_statistics(self.model):
                 yield
         finally:
@@ -616,6 +617,24 @@ def accumulated(total: Gradient, gradient: Gradient, share: float) -> Gradient:
         else:
             result.append(g.mul_(share) if before is None else before.add_(g, alpha=share))
     return result
+
+
+def clear(params: Sequence[Tensor]) -> None:
+    """Let go of all gradients."""
+    for p in params:
+        p.grad = None
+
+
+def fits(known: Tensor, param: Tensor, saved: Tensor) -> bool:
+    """Say whether `saved` is still storage for the values of `param` (a model may be moved or cast in between)."""
+    return known is param and saved.dtype == param.dtype and saved.device == param.device
+
+
+def present(params: list[Tensor], gradient: Gradient) -> tuple[list[int], list[Tensor], list[Tensor]]:
+    """Return positions, parameters and gradients of those that have one."""
+    index = [i for i, g in enumerate(gradient) if g is not None]
+    own = params if len(index) == len(params) else [params[i] for i in index]
+    return index, own, [g for g in gradient if g is not None]
 
 
 def filled(gradient: Gradient, index: Sequence[int], params: Sequence[Tensor]) -> list[Tensor]:

@@ -57,8 +57,9 @@ def safe(denominator: Tensor) -> Tensor:
 
 
 def clone(xs: Sequence[Tensor]) -> list[Tensor]:
-    """Return copies of the values, with the strides of the originals."""
-    return [x.detach().clone(memory_format=torch.preserve_format) for x in xs]
+    """Return copies of the values, with the strides of the originals and without their graph."""
+    with torch.no_grad():
+        return [x.clone() for x in xs]
 
 
 def one_device(xs: Sequence[Tensor]) -> bool:

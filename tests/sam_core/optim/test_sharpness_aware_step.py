@@ -381,15 +381,33 @@ def test_sam_needs_one_extra_copy_of_the_parameters() -> None:
     assert calls == 2 and peak <= 3  # the weights, their copy, the new gradient
 
 
-def test_copies_and_repr() -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_a_deep_copy_goes_its_own_way(name: str) -> None:
     model = net()
-    opt = sam_core.VaSSO(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.3)
+    opt = sam_core.make(name, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    torch.optim.lr_scheduler.StepLR(opt, 5)
     opt.step(closure_for(model, batch()))
     twin_model, twin = copy.deepcopy((model, opt))
-    opt.step(closure_for(model, batch()))
-    twin.step(closure_for(twin_model, batch()))
+    for _ in range(2):
+        opt.step(closure_for(model, batch()))
+    assert twin.steps == 1
+    for _ in range(2):
+        twin.step(closure_for(twin_model, batch()))
     assert same(values(model), values(twin_model))
-    assert "VaSSO(rho=0.3" in repr(opt) and "SGD" in repr(opt)
+    assert type(opt).__name__ in repr(opt) and "SGD" in repr(opt)
+
+
+def test_a_model_cast_between_steps_is_restored_to_the_bit() -> None:
+    model, (x, y) = net(dtype=torch.float32), batch()
+    opt = sam_core.SAM(torch.optim.SGD(model.parameters(), lr=0.0), rho=0.5)
+    opt.step(closure_for(model, (x.float(), y)))
+    model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1e-12
+    before = values(model)
+    opt.step(closure_for(model, (x, y)))
+    assert same(values(model), before)
 
 
 def test_two_optimizers_never_share_what_an_ascent_carries() -> None:
