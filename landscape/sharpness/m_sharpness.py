@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from landscape.batches import count_examples, untouched_random_state
-from landscape.objective import NonFiniteLossError, Objective, Parameters
+from landscape.objective import NonFiniteLossError, Objective, Parameters, twice_differentiable
 from landscape.progress import progress as progress_bar
 from landscape.results.types import Sharpness
 from sam_core.optim.ascent import PNorm
@@ -173,7 +173,7 @@ class _Climbs:
             grads, before = torch.func.grad_and_value(loss)(self._params)
             return before, self._climbed([grads[name] for name in self._objective.names], shard)
 
-        with torch.no_grad():
+        with torch.no_grad(), twice_differentiable():  # the fused attention has no batching rule either
             return [torch.func.vmap(climb)(stacked)]
 
     # ---- how many at once -------------------------------------------------------------------------------------------
