@@ -22,11 +22,10 @@ from sam_core.optim.batchnorm import frozen_statistics
 from sam_core.optim.carried import Carrier
 from sam_core.optim.checks import in_range
 from sam_core.optim.combine import Combine, FromFunction, Perturbed
+from sam_core.optim.gradients import Closure, Gradient, Shards, accumulated, clear, filled, present, shards_of
+from sam_core.optim.home import Home
 from sam_core.optim.schedule import EveryStep, Schedule
-
-Closure = Callable[[], Tensor]
-Gradient = list[Tensor | None]  # one entry per parameter, in the order of the groups; None: it took no part
-Shards = list[tuple[Closure, float]]  # closures with their shares of the mean, which sum to 1
+from sam_core.optim.second_order import eps_with_graph, with_second_order
 
 
 class Options(TypedDict, total=False):
@@ -101,8 +100,7 @@ class SharpnessAware(Optimizer):
         self.gradients_computed = 0  # in units of one gradient of the whole batch
         self._only = None if only is None else set(only)
         self._scaled: tuple[int, list[bool] | None] | None = None
-        self._shelf: tuple[list[Tensor], list[Tensor]] = ([], [])  # storage for saved values, used again in every step
-        self._home: tuple[list[Tensor], list[Tensor]] | None = None  # moved parameters, their saved values
+        self._home = Home()
         self._pending: tuple[Gradient | None, bool] | None = None  # of first_step: clean gradient, whether it climbed
         self._frozen = ExitStack()  # running statistics between first_step and second_step
         self._check_composition()
@@ -196,30 +194,13 @@ class SharpnessAware(Optimizer):
         self._must_be_home("copying or pickling")
         # a scheduler hides `step` behind a function bound to this very object
         left_out = ("_own_groups", "_own_state", "step")
-        return {**{key: v for key, v in self.__dict__.items() if key not in left_out}, "_shelf": ([], [])}
+        return {**{key: v for key, v in self.__dict__.items() if key not in left_out}, "_home": Home()}
 
     def parameters(self) -> list[Tensor]:
         """Return all parameters, in the order of the groups."""
         return [p for group in self.param_groups for p in group["params"]]
 
     # -- gradients
-
-    def _shards(self, closure: Closure | Sequence[Closure] | None, weights: Sequence[float] | None) -> Shards:
-        """Check the closures and turn the sizes of the shards into shares of the mean."""
-        example = "loss = opt.step(closure), where closure() clears the gradients, calls loss.backward(), returns loss"
-        if closure is None:
-            raise TypeError(f"{type(self).__name__}.step() needs a closure: {example}")
-        if callable(closure):
-            if weights is not None:
-                raise TypeError(f"weights={weights!r} goes with a list of closures, not with one closure")
-            return [(closure, 1.0)]
-        closures = list(closure) if isinstance(closure, Sequence) else []
-        if not closures or not all(callable(c) for c in closures):
-            raise TypeError(f"step() takes a closure or a non-empty list of closures, not {closure!r}: {example}")
-        sizes = [1.0] * len(closures) if weights is None else [in_range("weights", w, 0, float("inf")) for w in weights]
-        if len(sizes) != len(closures) or not sum(sizes) > 0:
-            raise ValueError(f"weights must be the sizes of the {len(closures)} shards, not {weights!r}")
-        return [(c, size / sum(sizes)) for c, size in zip(closures, sizes, strict=True)]
 
     def _gradient(self, shards: Shards, *, frozen: bool = False) -> tuple[Tensor, Gradient]:
         """Return mean loss and mean gradient of the shards at the present weights; .grad is empty before and after.
@@ -304,32 +285,8 @@ class SharpnessAware(Optimizer):
             return [name for group in self.param_groups for name in group["param_names"]]
         return None
 
-    def _leave(self, params: list[Tensor], eps: Sequence[Tensor] | None) -> None:
-        """Save the values of `params` and add eps (None: the caller moves them)."""
-        assert self._home is None
-        known, saved = self._shelf
-        if len(known) == len(params) and all(map(fits, known, params, saved)):
-            vectors.copy_(saved, params)
-        else:
-            saved = vectors.clone(params)
-            self._shelf = (params, saved)
-        if self.second_order:
-            params = [p.data for p in params]  # the graph of the first pass stays valid: w is the same when it is used
-        self._home = (params, saved)
-        if eps is not None and params:
-            vectors.add_(params, eps)
-
-    def _return(self) -> None:
-        """Copy the saved values back."""
-        if self._home is not None:
-            params, saved = self._home
-            if params:
-                with torch.no_grad():
-                    vectors.copy_(params, saved)
-            self._home = None
-
     def _must_be_home(self, what: str) -> None:
-        if self._home is not None:
+        if self._home.empty:
             raise RuntimeError(f"{what}: the weights are still perturbed; first call second_step() or leave perturb()")
 
     # -- the step
@@ -359,11 +316,11 @@ class SharpnessAware(Optimizer):
             ValueError: This batch and the next have different numbers of shards, where each shard climbs by itself.
         """
         self._must_be_home("step()")
-        here = self._shards(closure, weights)
+        here = shards_of(closure, weights)
         if next_closure is None:
             there = here
         elif self.takes_next_batch:
-            there = self._shards(next_closure, next_weights)
+            there = shards_of(next_closure, next_weights)
         else:
             raise TypeError(f"{type(self).__name__} uses one batch per step: leave next_closure out")
         if self.per_shard and len(here) != len(there):
@@ -421,16 +378,16 @@ class SharpnessAware(Optimizer):
         graph: list[Tensor] = []
         try:
             if self.second_order:
-                graph = self._eps_with_graph(slope, site)
-                self._leave(site.params, [e.detach() for e in graph])
+                graph = eps_with_graph(self.ascent, slope, site)
+                self._home.leave(site.params, [e.detach() for e in graph], keep_graphs=True)
             else:
-                self._leave(site.params, self.ascent.climb(slope, site))
+                self._home.leave(site.params, self.ascent.climb(slope, site))
             del slope  # eps was made in its storage: with the saved weights, one extra copy of the parameters is alive
             perturbed_loss, perturbed = self._gradient(there, frozen=loss is not None)
         finally:
-            self._return()
+            self._home.come_back()
         if self.second_order:
-            perturbed = self._with_second_order(perturbed, index, site, graph)
+            perturbed = with_second_order(perturbed, self.parameters(), index, graph)
         self._observe(perturbed)
         return Visit(perturbed_loss if loss is None else loss, kept, perturbed, 1 if loss is None else 2)
 
@@ -462,27 +419,6 @@ class SharpnessAware(Optimizer):
             for i, p, d in zip(index, own, drift, strict=True):
                 p.sub_(d * rates[i])
 
-    # -- the term that SAM drops: d eps / dw
-
-    def _eps_with_graph(self, slope: list[Tensor] | None, site: Site) -> list[Tensor]:
-        if slope is None or not any(g.requires_grad for g in slope):
-            raise ValueError("second_order=True needs closures that call loss.backward(create_graph=True)")
-        with torch.enable_grad():
-            return self.ascent.perturbation(slope, site.params, site.rho, site.scaled)
-
-    def _with_second_order(self, perturbed: Gradient, index: list[int], site: Site, graph: list[Tensor]) -> Gradient:
-        """Return g_s + (d eps / dw)^T g_s: the gradient of L(w + eps(w)), one vector-Jacobian product."""
-        result = [None if g is None else g.detach() for g in perturbed]
-        pairs = [(e, g) for e, g in zip(graph, (result[i] for i in index), strict=True) if g is not None and e.requires_grad]
-        everywhere = self.parameters()
-        wanted = [i for i, p in enumerate(everywhere) if p.requires_grad]
-        terms = torch.autograd.grad([e for e, _ in pairs], [everywhere[i] for i in wanted], [g for _, g in pairs], allow_unused=True)
-        for i, term in zip(wanted, terms, strict=True):
-            if term is not None:
-                own = result[i]
-                result[i] = term if own is None else own + term
-        return result
-
     # -- the explicit forms
 
     def _climb_from_grad(self, keep_grad: bool) -> bool:
@@ -503,7 +439,7 @@ class SharpnessAware(Optimizer):
             kept = [None if g is None else g.clone() for g in clean]
         if climbing:
             own = vectors.clone(slope) if slope is not None and keep_grad else slope
-            self._leave(site.params, self.ascent.climb(own, site))
+            self._home.leave(site.params, self.ascent.climb(own, site))
         self._pending = (kept, climbing)
         self.gradients_computed += 1 if found else 0
         return climbing
@@ -528,7 +464,7 @@ class SharpnessAware(Optimizer):
                 "second_step() without first_step(): the order is loss.backward(), first_step(zero_grad=True), "
                 "loss.backward() again, second_step(zero_grad=True)"
             )
-        self._return()
+        self._home.come_back()
         self._frozen.close()
         (kept, climbed), self._pending = self._pending, None
         perturbed = self._take_gradient(self.parameters())
@@ -558,7 +494,7 @@ class SharpnessAware(Optimizer):
             with frozen_statistics(self.model):
                 yield
         finally:
-            self._return()
+            self._home.come_back()
             if all(p.grad is None for p in params):
                 self._pending = None
                 for p, g in zip(params, before, strict=True):
@@ -602,42 +538,3 @@ class SharpnessAware(Optimizer):
             part.load_state_dict(state_dict[name], params)
         self.steps, self.gradients_computed = state_dict["steps"], state_dict["gradients_computed"]
         self._pending = None
-
-
-def accumulated(total: Gradient, gradient: Gradient, share: float) -> Gradient:
-    """Return total + share * gradient (an empty total is zero); may write into both unless they carry a graph."""
-    if not total:
-        total = [None] * len(gradient)
-    result: Gradient = []
-    for before, g in zip(total, gradient, strict=True):
-        if g is None:
-            result.append(before)
-        elif g.requires_grad:
-            result.append(g * share if before is None else before + g * share)
-        else:
-            result.append(g.mul_(share) if before is None else before.add_(g, alpha=share))
-    return result
-
-
-def clear(params: Sequence[Tensor]) -> None:
-    """Let go of all gradients."""
-    for p in params:
-        p.grad = None
-
-
-def fits(known: Tensor, param: Tensor, saved: Tensor) -> bool:
-    """Say whether `saved` is still storage for the values of `param` (a model may be moved or cast in between)."""
-    return known is param and saved.dtype == param.dtype and saved.device == param.device
-
-
-def present(params: list[Tensor], gradient: Gradient) -> tuple[list[int], list[Tensor], list[Tensor]]:
-    """Return positions, parameters and gradients of those that have one."""
-    index = [i for i, g in enumerate(gradient) if g is not None]
-    own = params if len(index) == len(params) else [params[i] for i in index]
-    return index, own, [g for g in gradient if g is not None]
-
-
-def filled(gradient: Gradient, index: Sequence[int], params: Sequence[Tensor]) -> list[Tensor]:
-    """Return the entries at `index`, zeros where the parameter took no part."""
-    chosen = (gradient[i] for i in index)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(chosen, params, strict=True)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import sam_core
-from sam_core.optim.sampa import step_without_commit
+from sam_core.optim.uncommitted import step_without_commit
 
 BASES: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),

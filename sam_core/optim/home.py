@@ -1,0 +1,56 @@
+"""Where the weights live: away for a pass at other weights, and back to the bit."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sam_core.optim import vectors
+
+
+class Home:
+    """Saved values of parameters that are elsewhere; the storage is kept and used again in the next step.
+
+    The parameters are written to in place and never re-pointed: whoever holds a view of them sees the same storage.
+    """
+
+    def __init__(self) -> None:
+        self._away: tuple[list[Tensor], list[Tensor]] | None = None  # moved parameters, their saved values
+        self._shelf: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    @property
+    def empty(self) -> bool:
+        """Whether the weights are away."""
+        return self._away is not None
+
+    def leave(self, params: list[Tensor], eps: Sequence[Tensor] | None, keep_graphs: bool = False) -> None:
+        """Save the values of `params` and add eps (None: the caller moves them).
+
+        With `keep_graphs`, graphs made at home do not notice; they may be used again after the return.
+        """
+        assert self._away is None
+        known, saved = self._shelf
+        if len(known) == len(params) and all(map(fits, known, params, saved)):
+            vectors.copy_(saved, params)
+        else:
+            saved = vectors.clone(params)
+            self._shelf = (params, saved)
+        if keep_graphs:
+            params = [p.data for p in params]
+        self._away = (params, saved)
+        if eps is not None and params:
+            vectors.add_(params, eps)
+
+    def come_back(self) -> None:
+        """Copy the saved values back; nothing to do if the weights are here."""
+        if self._away is not None:
+            params, saved = self._away
+            if params:
+                with torch.no_grad():
+                    vectors.copy_(params, saved)
+            self._away = None
+
+
+def fits(known: Tensor, param: Tensor, saved: Tensor) -> bool:
+    """Say whether `saved` is still storage for the values of `param` (a model may be moved or cast in between)."""
+    return known is param and saved.dtype == param.dtype and saved.device == param.device
