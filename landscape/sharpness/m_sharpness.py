@@ -15,6 +15,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -173,7 +174,7 @@ class _Climbs:
             grads, before = torch.func.grad_and_value(loss)(self._params)
             return before, self._climbed([grads[name] for name in self._objective.names], shard)
 
-        with torch.no_grad(), twice_differentiable():  # the fused attention has no batching rule either
+        with torch.no_grad(), _plain_attention():
             return [torch.func.vmap(climb)(stacked)]
 
     # ---- how many at once -------------------------------------------------------------------------------------------
@@ -227,6 +228,18 @@ class _Climbs:
 
 def _column(pairs: Pairs, i: int) -> Tensor:
     return torch.cat([pair[i].reshape(-1) for pair in pairs]).double()
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Keep attention and transformer layers from their fused kernels, which have no batching rule."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with twice_differentiable():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _NotVectorizable(TypeError):
