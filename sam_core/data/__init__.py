@@ -11,12 +11,13 @@ from sam_core.data.examples import Augmentation, Data, Examples
 from sam_core.data.loader import Batch, Loader
 
 __all__ = [
-    "Augmentation", "Batch", "Data", "Examples", "Loader",
+    "AUGMENTED", "Augmentation", "Batch", "Data", "Examples", "Loader",
     "check", "cifar10", "cifar100", "crop_and_flip", "digits", "load", "names",
 ]  # fmt: skip
 
 _EMBEDDED: dict[str, Callable[[], Data]] = {"digits": digits}
 _FROM_FOLDER: dict[str, Callable[[str | Path], Data]] = {"cifar10": cifar10, "cifar100": cifar100}
+AUGMENTED = frozenset(_FROM_FOLDER)  # data sets that have a standard augmentation
 
 
 def names() -> list[str]:

@@ -88,5 +88,5 @@ def _builder(depth: int) -> Callable[..., nn.Module]:
     return build
 
 
-for _depth in (8, 20, 32, 44, 56, 110):
+for _depth in (8, 20, 32, 56):
     register(f"resnet{_depth}")(_builder(_depth))

@@ -1,0 +1,283 @@
+"""What a training run is: one frozen record. The text under a field is its help on the command line."""
+
+import ast
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+
+from sam_core import data as datasets
+from sam_core import models
+from sam_core.optim import SharpnessAware, make
+
+# Fields that may differ between a run and its continuation: they decide where and how often, not what.
+FREE_TO_CHANGE = frozenset({"data_dir", "device", "checkpoint_every", "checkpoint_steps", "keep_checkpoints"})
+
+_METHOD_OPTIONS_OF_OBJECTS = ("model", "schedule", "only", "ascent")  # cannot be said in a text
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Everything is checked when the record is made; a wrong value is a ValueError that says what is allowed."""
+
+    method: str = "sam"
+    """The method: sgd (the optimizer alone), sam, msam, sampa, asam, gsam, ... (`sam_core.methods()` lists all)."""
+    rho: float | None = None
+    """Radius of the climb; by default the method's own."""
+    lam: float | None = None
+    """Share of the second gradient in SAMPa's update, 0 to 1; by default 0.2."""
+    m: int | None = None
+    """Number of shards that every batch is cut into, for methods whose shards climb each by itself (msam); by default 4."""
+    options: tuple[str, ...] = ()
+    """Further options of the method, such as adaptive=true p=inf alpha=0.4."""
+
+    data: str = "digits"
+    """The data: digits (nothing to download), cifar10, cifar100."""
+    data_dir: Path | None = None
+    """Folder with the files of the data set (CIFAR: the standard binary version)."""
+    train_examples: int | None = None
+    """Train with so many examples only; by default with all. The same ones in every run."""
+    test_examples: int | None = None
+    """Test with so many examples only; by default with all. The same ones in every run."""
+    augment: bool = False
+    """Augment the training images (CIFAR: random crops and mirror images)."""
+
+    model: str = "small_cnn"
+    """The network: small_cnn, mlp, resnet8, resnet20, resnet32, resnet56, vit_tiny."""
+    model_options: tuple[str, ...] = ()
+    """Options of the network, such as width=32."""
+
+    epochs: int = 25
+    """Passes over the training data."""
+    batch_size: int = 64
+    """Examples per step."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The base optimizer, which makes the steps."""
+    lr: float = 0.1
+    """Learning rate at its highest."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    nesterov: bool = False
+    """Nesterov's momentum in sgd."""
+    weight_decay: float = 5e-4
+    """Weight decay of the base optimizer; it takes no part in the climb."""
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
+    """Learning rate over time: cosine to zero, constant, or step (a tenth after half and after three quarters of the epochs)."""
+    warmup_epochs: float = 0.0
+    """Let the learning rate rise from zero over so many epochs."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes, 0 to 1; in training only."""
+
+    seed: int = 0
+    """Decides initial weights, order of the data, augmentation and dropout; the same for every method."""
+    device: str = "auto"
+    """Where to train: cpu, cuda, cuda:1, or auto for a GPU if there is one."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    checkpoint_steps: int | None = None
+    """Steps between further checkpoints inside an epoch, for long epochs; by default none."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoint of every epoch saved, not only the latest."""
+
+    def __post_init__(self) -> None:
+        """Check everything that can be checked without reading data."""
+        for name in ("options", "model_options"):
+            object.__setattr__(self, name, _as_texts(name, getattr(self, name)))
+        if self.data_dir is not None:
+            object.__setattr__(self, "data_dir", Path(self.data_dir))
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("checkpoint_every", 1)):
+            _whole(name, getattr(self, name), least)
+        for name in ("m", "train_examples", "test_examples", "checkpoint_steps"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1)
+        for name, end in (
+            ("lr", math.inf),
+            ("momentum", 1),
+            ("weight_decay", math.inf),
+            ("warmup_epochs", math.inf),
+            ("label_smoothing", 1),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < end or (name == "lr" and not value):
+                raise ValueError(f"{name} must be a number in {'(' if name == 'lr' else '['}0, {end}), not {value!r}")
+        for name, allowed in (("optimizer", ("sgd", "adam", "adamw")), ("schedule", ("cosine", "constant", "step"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for name in ("augment", "nesterov", "keep_checkpoints"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov=True needs optimizer sgd with a momentum above 0")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs must be at most epochs={self.epochs}, not {self.warmup_epochs!r}")
+        datasets.check(self.data, self.data_dir)
+        if self.augment and self.data not in datasets.AUGMENTED:
+            raise ValueError(f"augment: there is no standard augmentation for {self.data} (a mirrored digit is none), leave it out")
+        self._check_model()
+        self._check_method()
+        _check_device(self.device)
+
+    def _check_model(self) -> None:
+        known = models.options(self.model)
+        for name in self.network_options:
+            if name not in known:
+                has = f"it has {', '.join(known)}" if known else "it has none"
+                raise ValueError(f"model_options: model {self.model!r} has no option {name!r}: {has}")
+
+    def _check_method(self) -> None:
+        """Build the method around one number: what it refuses, it refuses now."""
+        method = self.wrap(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+        if self.m is not None and not method.per_shard:
+            raise ValueError(f"m={self.m} cuts batches into shards that climb each by itself; method {self.method!r} does not, use msam")
+        if method.per_shard and self.shards > self.batch_size:
+            raise ValueError(f"m={self.shards} shards need a batch_size of at least {self.shards}, not {self.batch_size}")
+
+    @property
+    def shards(self) -> int:
+        """Number of shards for methods that climb by shard."""
+        return 4 if self.m is None else self.m
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """All options of the method, as keywords."""
+        texts = parse_options("options", self.options)
+        named = {name: value for name in ("rho", "lam") if (value := getattr(self, name)) is not None}
+        for name in (*named, "m"):
+            if name in texts:
+                raise ValueError(f"options: {name} has a field of its own, set {name}=... there")
+        for name in _METHOD_OPTIONS_OF_OBJECTS:
+            if name in texts:
+                raise ValueError(f"options: {name} is an object in Python and cannot be given as text")
+        return named | texts
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """All options of the network, as keywords."""
+        return parse_options("model_options", self.model_options)
+
+    def wrap(self, base: torch.optim.Optimizer, model: torch.nn.Module | None = None) -> SharpnessAware:
+        """Return the method around a base optimizer.
+
+        Args:
+            base: the optimizer that makes the steps.
+            model: its network, so that running statistics stay as they are in perturbed passes.
+
+        Returns:
+            The method.
+
+        Raises:
+            ValueError: the method is unknown, or an option is, or has a value that is not allowed.
+        """
+        options = self.method_options
+        try:
+            method = make(self.method, base, model=model, **options)
+            if "seed" in inspect.signature(type(method)).parameters and "seed" not in options:
+                method = make(self.method, base, model=model, seed=self.seed, **options)
+        except TypeError as error:
+            raise ValueError(f"method {self.method!r}: {error}") from None
+        return method
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain numbers and texts."""
+        fields = dataclasses.asdict(self)
+        fields["data_dir"] = None if self.data_dir is None else str(self.data_dir)
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the record that `to_dict()` wrote.
+
+        Args:
+            fields: value by name; a field that is not there has its default.
+
+        Returns:
+            The record.
+
+        Raises:
+            ValueError: there is a field that this version does not know, or a value is not allowed.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(str(name) for name in fields if name not in known)
+        if unknown:
+            raise ValueError(f"unknown fields {', '.join(unknown)}: written by a newer version?")
+        return cls(**fields)
+
+
+def resolve_device(text: str) -> torch.device:
+    """Return the device that a text means; auto is a GPU if there is one.
+
+    Args:
+        text: cpu, cuda, cuda:N or auto.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(text)
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {text!r} is not there: this machine has {count or 'no'} CUDA device{'s' * (count != 1)}")
+    return device
+
+
+def parse_options(name: str, texts: tuple[str, ...]) -> dict[str, Any]:
+    """Turn key=value texts into keywords.
+
+    Args:
+        name: what to call the option in an error.
+        texts: such as "p=inf", "adaptive=true", "hidden=(32, 16)"; what is no number, word or tuple stays a text.
+
+    Returns:
+        Value by key.
+
+    Raises:
+        ValueError: a text has another form, or a key comes twice.
+    """
+    parsed: dict[str, Any] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not sign or not key.isidentifier():
+            raise ValueError(f"{name} must have the form key=value, not {text!r}")
+        if key in parsed:
+            raise ValueError(f"{name}: {key} is given twice")
+        parsed[key] = _value(value.strip())
+    return parsed
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return float(text) if text.lower().lstrip("+-") in ("inf", "infinity", "nan") else ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _as_texts(name: str, options: Any) -> tuple[str, ...]:
+    if isinstance(options, Mapping):
+        return tuple(f"{key}={value}" for key, value in options.items())
+    if isinstance(options, str) or not all(isinstance(text, str) for text in options):
+        raise ValueError(f"{name} must be a list of texts like key=value, not {options!r}")
+    return tuple(options)
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def _check_device(device: str) -> None:
+    """Look at the text alone: a configuration may be read on another machine."""
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise ValueError(f"device must be cpu, cuda, cuda:N or auto, not {device!r}")

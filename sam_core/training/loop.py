@@ -1,0 +1,396 @@
+"""The training loop: any model, any method, anybody's loaders."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from sam_core.data import Batch
+from sam_core.optim import Plain, SAMPa, SharpnessAware, frozen_statistics
+from sam_core.training.hooks import Hook
+from sam_core.training.stream import Stream
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_LOOK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
+
+
+class DivergedError(ValueError):
+    """The loss, or a weight, is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave. Numbers that count up do so since the beginning of the run."""
+
+    epoch: int  # from 1
+    train_loss: float  # mean over the epoch of the losses that the method returned, with label smoothing if there is any
+    train_accuracy: float  # in the passes that these losses come from; NaN where the task has none
+    test_loss: float  # cross-entropy after the epoch, evaluation mode; NaN without a test set
+    test_accuracy: float
+    lr: float  # at the beginning of the epoch
+    rho: float
+    seconds: float  # in training steps: without evaluation, hooks and checkpoints
+    gradients_computed: float  # in units of one gradient of a batch
+
+    def __str__(self) -> str:
+        tested = "" if math.isnan(self.test_loss) else f", test accuracy {self.test_accuracy:.4f}"
+        return f"epoch {self.epoch}, train loss {self.train_loss:.4g}{tested}"
+
+
+class Trainer:
+    """Trains a model. With `train(config)` it is set up for you; directly it takes what you have.
+
+    Args:
+        model: the network, on its device.
+        optimizer: a method around a base optimizer, or a bare `torch.optim` optimizer. Give methods `model=model`.
+        train_loader: batches (inputs, targets): a `sam_core.data.Loader`, a DataLoader, any sized iterable.
+        test_loader: the same for the test set, or None.
+        epochs: passes over `train_loader`.
+        loss: of outputs and targets, the mean over the batch; cross-entropy by default.
+        test_loss: the same for the test set.
+        scheduler: a learning-rate scheduler, stepped after every step.
+        shards: cut every batch into so many pieces, each with a closure of its own (mSAM).
+        hooks: called in this order.
+        label: shown in the progress bar and in errors.
+        progress: show a bar; never if stderr is no terminal.
+
+    Attributes:
+        step: steps made so far.
+        epoch: number of the epoch at work, or just finished, from 0.
+        batch: (inputs, targets) of the step at work, on the device.
+        history: the records of the finished epochs.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        train_loader: Iterable[Any],
+        test_loader: Iterable[Any] | None = None,
+        *,
+        epochs: int,
+        loss: Loss = F.cross_entropy,
+        test_loss: Loss = F.cross_entropy,
+        scheduler: LRScheduler | None = None,
+        shards: int | None = None,
+        hooks: Sequence[Hook] = (),
+        label: str = "training",
+        progress: bool = True,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        for name, value in (("epochs", epochs), ("shards", shards if shards is not None else 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for hook in hooks:
+            if not isinstance(hook, Hook):
+                raise TypeError(f"hooks must be instances of sam_core.Hook, not {hook!r}")
+        self.model = model
+        self.optimizer = optimizer if isinstance(optimizer, SharpnessAware) else Plain(optimizer)
+        self.device = next(model.parameters()).device
+        self.epochs, self.loss, self.test_loss = epochs, loss, test_loss
+        self.scheduler, self.shards, self.hooks = scheduler, shards, tuple(hooks)
+        self.label, self.progress = label, progress
+        self.train_loader, self.test_loader = train_loader, test_loader
+        self._stream = Stream(train_loader, self.device)
+        self.steps_per_epoch = len(self._stream)
+        self.step = 0
+        self.epoch = 0
+        self.batch: Batch | None = None
+        self.history: list[EpochRecord] = []
+        self.seconds = 0.0
+        self.create_graph = self.optimizer.second_order
+        self._epoch_lr = math.nan
+        self._seen: list[tuple[float, float, int]] = []  # of this epoch's steps: loss, correct, examples
+        self._new: list[tuple[Tensor, Tensor | None, int]] = []  # the same, still on the device
+
+    # -- the loop
+
+    def fit(self, checkpoint: Callable[["Trainer"], None] | None = None, every_steps: int | None = None) -> list[EpochRecord]:
+        """Train until `epochs` epochs are done, from wherever the states are.
+
+        Args:
+            checkpoint: called after every epoch, and every `every_steps` steps inside one, when all states are consistent.
+            every_steps: see there.
+
+        Returns:
+            The history; or a DivergedError if a loss or a weight is not finite any more (what was saved before is).
+        """
+        total = self.epochs * self.steps_per_epoch
+        self.model.train()
+        self._stream.seek(self.step)
+        self._call("on_start")
+        hidden = None if self.progress else True  # None: hidden if stderr is no terminal
+        with tqdm(total=total, initial=self.step, desc=self.label, unit="step", disable=hidden, dynamic_ncols=True) as bar:
+            while self.step < total:
+                self.epoch, position = divmod(self.step, self.steps_per_epoch)
+                if position == 0:
+                    self._epoch_lr = float(self.optimizer.param_groups[0]["lr"])
+                self._one_step()
+                bar.update()
+                if position + 1 == self.steps_per_epoch:
+                    self._finish_epoch()
+                    bar.set_postfix_str(str(self.history[-1]))
+                    if checkpoint is not None:
+                        checkpoint(self)
+                elif len(self._new) >= _LOOK_EVERY:
+                    self._look()
+                if checkpoint is not None and every_steps and position + 1 < self.steps_per_epoch and self.step % every_steps == 0:
+                    self._look()
+                    self._must_be_finite()
+                    checkpoint(self)
+        self._call("on_end")
+        return self.history
+
+    def _one_step(self) -> None:
+        self.batch = self._stream.take()
+        self._call("before_step")
+        started = time.perf_counter()
+        here = self._passes(self.batch)
+        there = self._passes(self._stream.peek()) if self.optimizer.takes_next_batch else None
+        loss = self.optimizer.step(*_arguments(here), **_keywords(here, there))
+        if self.scheduler is not None:
+            self.scheduler.step()
+        # SAMPa's unperturbed pass, whose loss it returns, is the one on the next batch.
+        counted = there if there is not None and isinstance(self.optimizer, SAMPa) else here
+        correct = [p.correct for p in counted if p.correct is not None]
+        self._new.append((loss, torch.stack(correct).sum() if correct else None, sum(p.size for p in counted)))
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        self._call("after_step")
+
+    def _passes(self, batch: Batch) -> list["_Pass"]:
+        if self.shards is None:
+            return [_Pass(self, *batch)]
+        pieces = min(self.shards, len(batch.targets))
+        return [_Pass(self, x, y) for x, y in zip(*(t.tensor_split(pieces) for t in batch), strict=True)]
+
+    def _finish_epoch(self) -> None:
+        started = time.perf_counter()
+        self._look()
+        self.seconds += time.perf_counter() - started  # waiting for the device
+        self._must_be_finite()
+        sizes = [n for _, _, n in self._seen]
+        loss, correct = (math.fsum(values) / sum(sizes) for values in zip(*((x * n, c) for x, c, n in self._seen), strict=True))
+        test_loss, test_accuracy = math.nan, math.nan
+        if self.test_loader is not None:
+            with self._spared_random_state():
+                test_loss, test_accuracy = evaluate(self.model, self.test_loader, self.test_loss)
+            if not math.isfinite(test_loss):
+                raise DivergedError(f"{self.label}: the test loss is {test_loss} after epoch {self.epoch + 1}: {self._advice()}")
+        self.history.append(
+            EpochRecord(
+                epoch=self.epoch + 1,
+                train_loss=loss,
+                train_accuracy=correct,
+                test_loss=test_loss,
+                test_accuracy=test_accuracy,
+                lr=self._epoch_lr,
+                rho=self.optimizer.rho,
+                seconds=self.seconds,
+                gradients_computed=float(self.optimizer.gradients_computed),
+            )
+        )
+        self._seen = []
+        self._call("after_epoch")
+
+    # -- is all well?
+
+    def _look(self) -> None:
+        """Fetch the losses of the last steps from the device, and stop at the first that is not finite."""
+        if not self._new:
+            return
+        losses = torch.stack([loss for loss, _, _ in self._new]).tolist()
+        corrects = [c for _, c, _ in self._new if c is not None]
+        counts = torch.stack(corrects).tolist() if corrects else [math.nan] * len(losses)
+        first = self.step - len(losses)
+        for i, (loss, correct, (_, _, size)) in enumerate(zip(losses, counts, self._new, strict=True)):
+            if not math.isfinite(loss):
+                step, total = first + i + 1, self.steps_per_epoch * self.epochs
+                raise DivergedError(f"{self.label}: the loss is {loss} in epoch {self.epoch + 1}, step {step} of {total}: {self._advice()}")
+            self._seen.append((loss, correct, size))
+        self._new = []
+
+    def _must_be_finite(self) -> None:
+        norms = torch._foreach_norm([p.detach() for p in self.model.parameters()], math.inf)
+        if not bool(torch.isfinite(torch.stack([n.to(self.device, torch.float32) for n in norms])).all()):
+            raise DivergedError(f"{self.label}: a weight is not finite after step {self.step}, epoch {self.epoch + 1}: {self._advice()}")
+
+    def _advice(self) -> str:
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        climb = " or a smaller rho" if self.optimizer.rho else ""
+        return f"the learning rate is {lr:.3g} there; try a smaller one, a warm-up{climb}"
+
+    # -- what hooks see
+
+    def closure(self) -> Tensor:
+        """Compute loss and gradients of the present batch at the present weights, in `.grad`; the same each time.
+
+        Running statistics and the state of the random generators are afterwards what they were.
+
+        Returns:
+            The loss, detached.
+
+        Raises:
+            RuntimeError: there is no batch yet: call it in `before_step` or `after_step`.
+        """
+        if self.batch is None:
+            raise RuntimeError("run.closure() needs a batch: call it in before_step or after_step")
+        with self._spared_random_state(), frozen_statistics(self.model), torch.enable_grad():
+            torch.default_generator.manual_seed(self.step)
+            if self.device.type == "cuda":
+                torch.cuda.manual_seed(self.step)
+            return _Pass(self, *self.batch)().detach()
+
+    def _call(self, event: str) -> None:
+        for hook in self.hooks:
+            if getattr(type(hook), event) is not getattr(Hook, event):
+                with self._spared_random_state():
+                    getattr(hook, event)(self)
+
+    @contextmanager
+    def _spared_random_state(self) -> Iterator[None]:
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            yield
+
+    # -- states
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything beside the model that the rest of the training depends on."""
+        self._look()
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "epoch_lr": self._epoch_lr,
+            "seen": list(self._seen),
+            "history": [asdict(record) for record in self.history],
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "loader": self._stream.state_dict(),
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+            "hooks": [{"name": type(hook).__name__, "state": hook.state_dict()} for hook in self.hooks],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state, the global random generators' included. The model's own state is loaded apart.
+
+        Args:
+            state: what `state_dict()` returned.
+
+        Raises:
+            ValueError: it belongs to other data, another method or other hooks.
+        """
+        names, saved = [type(hook).__name__ for hook in self.hooks], [entry["name"] for entry in state["hooks"]]
+        if names != saved:
+            raise ValueError(f"the saved run had the hooks {saved}, this one has {names}: continue with the same")
+        self._stream.load_state_dict(state["loader"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        for hook, entry in zip(self.hooks, state["hooks"], strict=True):
+            hook.load_state_dict(entry["state"])
+        self.step, self.seconds, self._epoch_lr = int(state["step"]), float(state["seconds"]), float(state["epoch_lr"])
+        self.epoch = max(0, self.step - 1) // self.steps_per_epoch
+        self._seen, self._new = [(float(x), float(c), int(n)) for x, c, n in state["seen"]], []
+        self.history = [EpochRecord(**record) for record in state["history"]]
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and state["random"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+
+
+class _Pass:
+    """Forward and backward of a batch, or a shard of one: the closure that methods call."""
+
+    def __init__(self, run: Trainer, inputs: Tensor, targets: Tensor) -> None:
+        self.run, self.inputs, self.targets = run, inputs, targets
+        self.correct: Tensor | None = None  # in the first call, which is the unperturbed one where there is one
+
+    @property
+    def size(self) -> int:
+        return len(self.targets)
+
+    def __call__(self) -> Tensor:
+        run = self.run
+        run.optimizer.zero_grad(set_to_none=True)
+        outputs = run.model(self.inputs)
+        loss = run.loss(outputs, self.targets)
+        if run.create_graph:
+            parameters = [p for p in run.optimizer.parameters() if p.requires_grad]
+            for p, g in zip(parameters, torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True), strict=True):
+                p.grad = g
+        else:
+            loss.backward()
+        if self.correct is None:
+            self.correct = count_correct(outputs, self.targets)
+        return loss
+
+
+def _arguments(here: list[_Pass]) -> tuple[Any]:
+    return (here[0],) if len(here) == 1 else (here,)
+
+
+def _keywords(here: list[_Pass], there: list[_Pass] | None) -> dict[str, Any]:
+    keywords: dict[str, Any] = {}
+    if len(here) > 1:
+        keywords["weights"] = [p.size for p in here]
+    if there is not None:
+        (keywords["next_closure"],) = _arguments(there)
+        if len(there) > 1:
+            keywords["next_weights"] = [p.size for p in there]
+    return keywords
+
+
+def count_correct(outputs: Any, targets: Tensor) -> Tensor | None:
+    """Return how many examples are classified correctly (0-d), or None where the task is no classification."""
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
+        return None
+    return (outputs.detach().argmax(1) == targets).sum()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Iterable[Any], loss: Loss = F.cross_entropy) -> tuple[float, float]:
+    """Return mean loss and accuracy over a loader, in evaluation mode; the model's modes are afterwards what they were.
+
+    Args:
+        model: the network.
+        loader: batches (inputs, targets).
+        loss: of outputs and targets, the mean over the batch.
+
+    Returns:
+        Loss and accuracy (NaN where the task is no classification).
+    """
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    examples = 0
+    try:
+        model.eval()
+        for inputs, targets in loader:
+            inputs, targets = inputs.to(device), targets.to(device)
+            outputs = model(inputs)
+            correct = count_correct(outputs, targets)
+            total[0] += loss(outputs, targets).double() * len(targets)
+            total[1] += math.nan if correct is None else correct
+            examples += len(targets)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    mean_loss, accuracy = (total / max(examples, 1)).tolist()
+    return mean_loss, accuracy
