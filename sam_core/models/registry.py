@@ -87,7 +87,10 @@ def make(
     # Layers draw their first weights from the default generator: lend it to them and give it its state back.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        return builder(num_classes, in_channels, **keywords)
+        try:
+            return builder(num_classes, in_channels, **keywords)
+        except TypeError as error:  # a text where a number belongs
+            raise ValueError(f"model {name!r}: {error}") from error
 
 
 def _builder(name: str) -> Builder:

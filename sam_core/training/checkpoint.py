@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sam_core import models
 from sam_core.training.config import TrainConfig
-from sam_core.training.loop import EpochRecord
+from sam_core.training.evaluation import EpochRecord
 
 FORMAT, VERSION = "sam_core.checkpoint", 1
 LATEST = "checkpoint.pt"

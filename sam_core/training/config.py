@@ -19,7 +19,7 @@ from sam_core.optim import SharpnessAware, make
 # Fields that may differ between a run and its continuation: they decide where and how often, not what.
 FREE_TO_CHANGE = frozenset({"data_dir", "device", "checkpoint_every", "checkpoint_steps", "keep_checkpoints"})
 
-_METHOD_OPTIONS_OF_OBJECTS = ("model", "schedule", "only", "ascent")  # cannot be said in a text
+_OBJECTS = ("model", "schedule", "only", "ascent")  # arguments of methods that no text can give
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,11 @@ class TrainConfig:
         """All options of the method, as keywords."""
         texts = parse_options("options", self.options)
         named = {name: value for name in ("rho", "lam") if (value := getattr(self, name)) is not None}
-        for name in (*named, "m"):
-            if name in texts:
-                raise ValueError(f"options: {name} has a field of its own, set {name}=... there")
-        for name in _METHOD_OPTIONS_OF_OBJECTS:
-            if name in texts:
-                raise ValueError(f"options: {name} is an object in Python and cannot be given as text")
+        for name in texts:
+            if name in named:
+                raise ValueError(f"options: {name} is set twice, here and by the field {name}")
+            if name == "m" or name in _OBJECTS:
+                raise ValueError(f"options: {name} cannot be given here: " + ("set the field m" if name == "m" else "it is an object"))
         return named | texts
 
     @property
@@ -175,13 +174,20 @@ class TrainConfig:
             ValueError: the method is unknown, or an option is, or has a value that is not allowed.
         """
         options = self.method_options
+        arguments = inspect.signature(type(make(self.method, base))).parameters
+        taken = [name for name in arguments if name not in ("base", "options", *_OBJECTS)]
+        for name, value in options.items():
+            if name not in taken:
+                has = f"it has {', '.join(taken)}" if taken else "it has none"
+                raise ValueError(f"method {self.method!r} has no option {name!r}: {has}")
+            if isinstance(arguments[name].default, bool) and not isinstance(value, bool):
+                raise ValueError(f"option {name} of method {self.method!r} must be true or false, not {value!r}")
+        if "seed" in taken:
+            options.setdefault("seed", self.seed)
         try:
-            method = make(self.method, base, model=model, **options)
-            if "seed" in inspect.signature(type(method)).parameters and "seed" not in options:
-                method = make(self.method, base, model=model, seed=self.seed, **options)
+            return make(self.method, base, model=model, **options)
         except TypeError as error:
             raise ValueError(f"method {self.method!r}: {error}") from None
-        return method
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain numbers and texts."""

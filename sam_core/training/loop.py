@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,35 +16,12 @@ from tqdm import tqdm
 
 from sam_core.data import Batch
 from sam_core.optim import Plain, SAMPa, SharpnessAware, frozen_statistics
+from sam_core.training.evaluation import DivergedError, EpochRecord, Loss, evaluate
 from sam_core.training.hooks import Hook
+from sam_core.training.passes import Pass, step_arguments
 from sam_core.training.stream import Stream
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
 _LOOK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
-
-
-class DivergedError(ValueError):
-    """The loss, or a weight, is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch gave. Numbers that count up do so since the beginning of the run."""
-
-    epoch: int  # from 1
-    train_loss: float  # mean over the epoch of the losses that the method returned, with label smoothing if there is any
-    train_accuracy: float  # in the passes that these losses come from; NaN where the task has none
-    test_loss: float  # cross-entropy after the epoch, evaluation mode; NaN without a test set
-    test_accuracy: float
-    lr: float  # at the beginning of the epoch
-    rho: float
-    seconds: float  # in training steps: without evaluation, hooks and checkpoints
-    gradients_computed: float  # in units of one gradient of a batch
-
-    def __str__(self) -> str:
-        tested = "" if math.isnan(self.test_loss) else f", test accuracy {self.test_accuracy:.4f}"
-        return f"epoch {self.epoch}, train loss {self.train_loss:.4g}{tested}"
 
 
 class Trainer:
@@ -113,7 +90,6 @@ class Trainer:
         self.batch: Batch | None = None
         self.history: list[EpochRecord] = []
         self.seconds = 0.0
-        self.create_graph = self.optimizer.second_order
         self._epoch_lr = math.nan
         self._seen: list[tuple[float, float, int]] = []  # of this epoch's steps: loss, correct, examples
         self._new: list[tuple[Tensor, Tensor | None, int]] = []  # the same, still on the device
@@ -162,7 +138,7 @@ class Trainer:
         started = time.perf_counter()
         here = self._passes(self.batch)
         there = self._passes(self._stream.peek()) if self.optimizer.takes_next_batch else None
-        loss = self.optimizer.step(*_arguments(here), **_keywords(here, there))
+        loss = self.optimizer.step(**step_arguments(here, there))
         if self.scheduler is not None:
             self.scheduler.step()
         # SAMPa's unperturbed pass, whose loss it returns, is the one on the next batch.
@@ -173,16 +149,14 @@ class Trainer:
         self.seconds += time.perf_counter() - started
         self._call("after_step")
 
-    def _passes(self, batch: Batch) -> list["_Pass"]:
+    def _passes(self, batch: Batch) -> list[Pass]:
         if self.shards is None:
-            return [_Pass(self, *batch)]
+            return [Pass(self, *batch)]
         pieces = min(self.shards, len(batch.targets))
-        return [_Pass(self, x, y) for x, y in zip(*(t.tensor_split(pieces) for t in batch), strict=True)]
+        return [Pass(self, x, y) for x, y in zip(*(t.tensor_split(pieces) for t in batch), strict=True)]
 
     def _finish_epoch(self) -> None:
-        started = time.perf_counter()
         self._look()
-        self.seconds += time.perf_counter() - started  # waiting for the device
         self._must_be_finite()
         sizes = [n for _, _, n in self._seen]
         loss, correct = (math.fsum(values) / sum(sizes) for values in zip(*((x * n, c) for x, c, n in self._seen), strict=True))
@@ -214,7 +188,9 @@ class Trainer:
         """Fetch the losses of the last steps from the device, and stop at the first that is not finite."""
         if not self._new:
             return
+        started = time.perf_counter()
         losses = torch.stack([loss for loss, _, _ in self._new]).tolist()
+        self.seconds += time.perf_counter() - started  # the device was still at work on the steps
         corrects = [c for _, c, _ in self._new if c is not None]
         counts = torch.stack(corrects).tolist() if corrects else [math.nan] * len(losses)
         first = self.step - len(losses)
@@ -254,7 +230,7 @@ class Trainer:
             torch.default_generator.manual_seed(self.step)
             if self.device.type == "cuda":
                 torch.cuda.manual_seed(self.step)
-            return _Pass(self, *self.batch)().detach()
+            return Pass(self, *self.batch)().detach()
 
     def _call(self, event: str) -> None:
         for hook in self.hooks:
@@ -313,84 +289,3 @@ class Trainer:
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and state["random"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
-
-
-class _Pass:
-    """Forward and backward of a batch, or a shard of one: the closure that methods call."""
-
-    def __init__(self, run: Trainer, inputs: Tensor, targets: Tensor) -> None:
-        self.run, self.inputs, self.targets = run, inputs, targets
-        self.correct: Tensor | None = None  # in the first call, which is the unperturbed one where there is one
-
-    @property
-    def size(self) -> int:
-        return len(self.targets)
-
-    def __call__(self) -> Tensor:
-        run = self.run
-        run.optimizer.zero_grad(set_to_none=True)
-        outputs = run.model(self.inputs)
-        loss = run.loss(outputs, self.targets)
-        if run.create_graph:
-            parameters = [p for p in run.optimizer.parameters() if p.requires_grad]
-            for p, g in zip(parameters, torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True), strict=True):
-                p.grad = g
-        else:
-            loss.backward()
-        if self.correct is None:
-            self.correct = count_correct(outputs, self.targets)
-        return loss
-
-
-def _arguments(here: list[_Pass]) -> tuple[Any]:
-    return (here[0],) if len(here) == 1 else (here,)
-
-
-def _keywords(here: list[_Pass], there: list[_Pass] | None) -> dict[str, Any]:
-    keywords: dict[str, Any] = {}
-    if len(here) > 1:
-        keywords["weights"] = [p.size for p in here]
-    if there is not None:
-        (keywords["next_closure"],) = _arguments(there)
-        if len(there) > 1:
-            keywords["next_weights"] = [p.size for p in there]
-    return keywords
-
-
-def count_correct(outputs: Any, targets: Tensor) -> Tensor | None:
-    """Return how many examples are classified correctly (0-d), or None where the task is no classification."""
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
-        return None
-    return (outputs.detach().argmax(1) == targets).sum()
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[Any], loss: Loss = F.cross_entropy) -> tuple[float, float]:
-    """Return mean loss and accuracy over a loader, in evaluation mode; the model's modes are afterwards what they were.
-
-    Args:
-        model: the network.
-        loader: batches (inputs, targets).
-        loss: of outputs and targets, the mean over the batch.
-
-    Returns:
-        Loss and accuracy (NaN where the task is no classification).
-    """
-    modes = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
-    total = torch.zeros(2, dtype=torch.float64, device=device)
-    examples = 0
-    try:
-        model.eval()
-        for inputs, targets in loader:
-            inputs, targets = inputs.to(device), targets.to(device)
-            outputs = model(inputs)
-            correct = count_correct(outputs, targets)
-            total[0] += loss(outputs, targets).double() * len(targets)
-            total[1] += math.nan if correct is None else correct
-            examples += len(targets)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    mean_loss, accuracy = (total / max(examples, 1)).tolist()
-    return mean_loss, accuracy

@@ -21,8 +21,9 @@ from sam_core import models
 from sam_core.data import Data, Loader
 from sam_core.training.checkpoint import LATEST, Checkpoint, load_checkpoint, load_into, one_line, only_writer, same_run, save_checkpoint
 from sam_core.training.config import FREE_TO_CHANGE, TrainConfig, resolve_device
+from sam_core.training.evaluation import EpochRecord
 from sam_core.training.hooks import Hook
-from sam_core.training.loop import EpochRecord, Trainer
+from sam_core.training.loop import Trainer
 
 _TEST_BATCH = 256
 
