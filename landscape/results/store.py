@@ -196,6 +196,7 @@ def describe(path: PathLike) -> Description:
     """Return one row for every dataset of a file, with units, axes and the attributes of its group."""
     path = Path(path)
     rows: list[tuple[tuple[int, int], Row]] = []
+    of_group: dict[str, dict[str, Any]] = {}
 
     def visit(place: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset):
@@ -204,11 +205,12 @@ def describe(path: PathLike) -> Description:
         layout = layout_of_group(group)
         order = [variable.name for variable in layout.variables] if layout else []
         rank = (LAYOUTS.index(layout) if layout else len(LAYOUTS), order.index(name) if name in order else len(order))
-        attributes = {printable(k): _shown(v) for k, v in _attributes(item.parent).items() if k != "checksums"}
-        dims = tuple(printable(axis or "?") for axis in _axes(item))
+        if group not in of_group:
+            of_group[group] = {printable(k): _shown(v) for k, v in _attributes(item.parent).items() if k != "checksums"}
+        dims = tuple(printable(axis or "?") for axis in _axes(item, name))
         units, long_name = (printable(str(item.attrs.get(key, ""))) for key in ("units", "long_name"))
         dtype = "str" if h5py.check_string_dtype(item.dtype) else str(item.dtype)
-        rows.append((rank, Row(printable(group), printable(name), dims, item.shape, dtype, units, long_name, attributes)))
+        rows.append((rank, Row(printable(group), printable(name), dims, item.shape, dtype, units, long_name, of_group[group])))
 
     with _reading(path) as file, _about(path, "the list of groups"):
         file.visititems(visit)
@@ -334,11 +336,11 @@ def _attributes(owner: Any) -> dict[str, Any]:
     return found
 
 
-def _axes(dataset: h5py.Dataset) -> list[str]:
+def _axes(dataset: h5py.Dataset, name: str) -> list[str]:
     """Return the name of the dimension scale on each axis, empty where there is none."""
     if dataset.is_scale and dataset.ndim == 1:
-        return [dataset.name.rpartition("/")[2]]
-    return [axis[0].name.rpartition("/")[2] if len(axis) else "" for axis in dataset.dims]
+        return [name]
+    return [h5py.h5ds.get_scale_name(axis[0].id).decode() if len(axis) else "" for axis in dataset.dims]
 
 
 def _members(group: Any) -> list[str]:
