@@ -9,7 +9,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def flat_loss(model: nn.Module, loss: Callable, data: tuple, names: Sequence[str] | None = None) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+def flat_loss(
+    model: nn.Module, loss: Callable, data: tuple, names: Sequence[str] | None = None
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Return the loss of the whole data as a function of a flat float64 vector, and the vector at which the model is now."""
     model = model.eval()
     named = dict(model.named_parameters())

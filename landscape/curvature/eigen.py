@@ -47,9 +47,11 @@ def top_eigenpairs(
         which: "magnitude", "largest" or "smallest" (by sign), or "both": half of the pairs from each end.
         max_matvecs: products at most; None for max(300, 20 k).
         seed: of the random start vector; no global random state is used.
-        start: vectors to start from, (n,) or (j, n), such as the eigenvectors of an earlier point: few products are needed then.
-        multiplicities: look again from a second random vector for the copies of a multiple eigenvalue, at twice the cost. One start
-            vector sees a single copy, except where the copies make up all that is left. None does so up to 1,000 parameters.
+        start: vectors to start from, (n,) or (j, n), such as the eigenvectors of an earlier point: few products are needed then. The pairs
+            returned are as good as their residuals say; one that has come up from far below since may be missing.
+        multiplicities: look again, from a second random vector, for the copies of a multiple eigenvalue; doubles the cost. One start
+            vector sees a single copy, except where the copies make up all that is left. None does so up to 1,000 parameters, if
+            `start` is not given.
         memory_budget: bytes that the basis may take; the iteration restarts (thick restart) when it is full.
         progress: show a progress bar; None if stderr is a terminal.
 
@@ -74,10 +76,10 @@ def top_eigenpairs(
     first = None if start is None else _start_vector(start, operator)
     meter = operator.objective.meter() if operator.objective else None
     capacity = int(memory_budget // (n * torch.promote_types(operator.dtype, torch.float32).itemsize))
-    sure = n <= _SURE_UP_TO if multiplicities is None else multiplicities
+    sure = start is None and n <= _SURE_UP_TO if multiplicities is None else multiplicities
     with undisturbed(operator), progress_bar(None, "eigenvalues", "product", show=progress) as bar:
         lanczos = Lanczos(operator, generator_for(operator, seed), first)
-        search = _Search(lanczos, k, tol, which, sure, max(capacity, 2 * k + 10))
+        search = _Search(lanczos, k, tol, which, sure, max(capacity, 2 * k + 10), guard=0 if start is not None else _GUARD)
         while lanczos.products < limit and not lanczos.exhausted:
             lanczos.step(search.end)
             bar.update()
@@ -109,8 +111,8 @@ def top_eigenpairs(
 class _Search:
     """Decides when to stop, restart, or look again."""
 
-    def __init__(self, lanczos: Lanczos, k: int, tol: float, which: Which, sure: bool, capacity: int) -> None:
-        self.lanczos, self.k, self.which, self.sure, self.capacity = lanczos, k, which, sure, capacity
+    def __init__(self, lanczos: Lanczos, k: int, tol: float, which: Which, sure: bool, capacity: int, guard: int) -> None:
+        self.lanczos, self.k, self.which, self.sure, self.capacity, self.guard = lanczos, k, which, sure, capacity, guard
         self.tol = min(tol, _GUARD_TOLERANCE)
         self.end = -1  # which open end of the Krylov space to follow next
         self.expected: int | None = None  # products in the end, extrapolated
@@ -124,7 +126,7 @@ class _Search:
         n, m = lanczos.operator.size, lanczos.size
         if lanczos.exhausted:
             return True
-        if m < min(k + _GUARD, n):
+        if m < min(k + self.guard, n):
             return False
         if m > 64 and m % (m // 32) and m < self.capacity:
             return False  # an eigenproblem of this size takes as long as a product of a small network
@@ -152,7 +154,8 @@ class _Search:
         limit = max(self.tol, self.lanczos.noise) * scale
         worst = float(ritz.residuals[order[: self.k]].max())
         self._extrapolate(worst, limit)
-        return worst <= limit and bool((ritz.residuals[order[self.k : self.k + 1]] <= _GUARD_TOLERANCE * scale).all())
+        guard = ritz.residuals[order[self.k : self.k + min(self.guard, 1)]]
+        return worst <= limit and bool((guard <= _GUARD_TOLERANCE * scale).all())
 
     def _extrapolate(self, worst: float, limit: float) -> None:
         self._history = [*self._history[-5:], (self.lanczos.products, math.log(max(worst, 1e-300)))]
