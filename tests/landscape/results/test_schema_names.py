@@ -1,6 +1,7 @@
 """Names that users give: any text, nothing that breaks a file, a shell or a page."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,11 @@ def test_escaping_can_be_undone_and_leaves_nothing_dangerous(name: str) -> None:
     assert unescape_name(escaped) == name
     assert escaped.isprintable() and not re.search(r"[/\\<>&'\"`$;|*?\[\]{}()!#~:\s]", escaped.replace(" ", ""))
     assert escaped[0] not in ".- " and escaped[-1] != " "
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_readers_that_compose_names_find_the_same_group(name: str) -> None:
+    assert unicodedata.is_normalized("NFC", escape_name(name))
 
 
 @given(st.lists(st.text(alphabet="a/%2F. é\u0301", min_size=1, max_size=6), unique=True, max_size=6))
