@@ -1,7 +1,6 @@
 """The handwritten digits of scikit-learn: 1,797 real images of 8x8 pixels that come with the package."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from sam_core.data.examples import Data, Examples
@@ -25,6 +24,8 @@ def digits(seed: int = 0, test_share: float = 0.2) -> Data:
     """
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must be in (0, 1), not {test_share!r}")
+    from sklearn.datasets import load_digits  # takes a second, which only those who want the digits shall wait
+
     bunch = load_digits()
     inputs = torch.from_numpy(bunch.images).float().unsqueeze(1)
     targets = torch.from_numpy(bunch.target).long()

@@ -1,0 +1,357 @@
+"""Oracles: the run that was never interrupted, files made to harm, files cut and flipped byte by byte."""
+
+import dataclasses
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sam_core
+from sam_core.training import DivergedError, Hook, TrainConfig, Trainer, load_checkpoint, load_model, train
+
+CONFIG = TrainConfig(
+    method="sam", rho=0.1, train_examples=150, test_examples=50, batch_size=40, epochs=2, model="small_cnn", model_options=("width=4",)
+)
+DROPOUT = ("vit_tiny", ("dropout=0.3", "width=8", "depth=1", "heads=2"))
+
+
+class Interrupted(Exception):
+    pass
+
+
+class Stop(Hook):
+    """Interrupts the run after so many steps; counts them over all its lives."""
+
+    def __init__(self, after: int | None) -> None:
+        self.after, self.count = after, 0
+
+    def after_step(self, run: Trainer) -> None:
+        self.count += 1
+        if self.count == self.after:
+            raise Interrupted
+
+    def state_dict(self) -> dict:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count, self.after = state["count"], None
+
+
+def everything(path: Path) -> list[tuple[str, object]]:
+    """Return all that is in a checkpoint apart from the time it took."""
+    content = torch.load(path / "checkpoint.pt", weights_only=True)
+    flat: list[tuple[str, object]] = []
+
+    def walk(name: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, entry in value.items():
+                if key != "seconds":
+                    walk(f"{name}.{key}", entry)
+        elif isinstance(value, list | tuple):
+            for i, entry in enumerate(value):
+                walk(f"{name}.{i}", entry)
+        else:
+            flat.append((name, value))
+
+    walk("", content)
+    return flat
+
+
+def assert_same(first: Path, second: Path) -> None:
+    one, other = everything(first), everything(second)
+    assert [name for name, _ in one] == [name for name, _ in other]
+    for (name, a), (_, b) in zip(one, other, strict=True):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b or a != a, name
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5, 7])
+@pytest.mark.parametrize("method", ["sam", "sampa"])
+def test_a_continued_run_ends_with_the_same_bits(tmp_path: Path, method: str, stop: int) -> None:
+    model, options = DROPOUT if stop % 2 else ("small_cnn", ("width=4",))
+    config = dataclasses.replace(CONFIG, method=method, model=model, model_options=options, checkpoint_steps=3)
+    train(config, [Stop(None)], tmp_path / "whole", progress=False)
+    with pytest.raises(Interrupted):
+        train(config, [Stop(stop)], tmp_path / "parts", progress=False)
+    resumed = train(config, [Stop(None)], tmp_path / "parts", resume=True, progress=False)
+    assert resumed.resumed_from == max(s for s in (0, 3, 4, 6) if s < stop), "checkpoints are at steps 3, 4 (epoch), 6, 8 (epoch)"
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("method", sorted(sam_core.methods()))
+def test_every_method_continues_with_the_same_bits(tmp_path: Path, method: str) -> None:
+    optimizer = "adamw" if len(method) % 2 else "sgd"
+    config = dataclasses.replace(
+        CONFIG, method=method, rho=None, optimizer=optimizer, lr=0.01, model="mlp", model_options=("hidden=(4,)",), checkpoint_steps=3
+    )
+    train(config, out=tmp_path / "whole", progress=False)
+    with pytest.raises(Interrupted):
+        train(config, [_Once(6)], tmp_path / "parts", progress=False)
+    _forget_hooks(tmp_path / "parts")
+    assert train(config, out=tmp_path / "parts", resume=True, progress=False).resumed_from == 4
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+class _Once(Hook):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def before_step(self, run: Trainer) -> None:
+        if run.step == self.step - 1:
+            raise Interrupted
+
+
+def _forget_hooks(folder: Path) -> None:
+    content = torch.load(folder / "checkpoint.pt", weights_only=True)
+    content["training"]["hooks"] = []
+    torch.save(content, folder / "checkpoint.pt")
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = train(CONFIG, out=tmp_path, progress=False)
+    again = train(CONFIG, [], tmp_path, resume=True, progress=False)
+    assert again.resumed_from == 8 and again.history == first.history
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_what_is_measured_is_what_was_trained(tmp_path: Path) -> None:
+    result = train(CONFIG, out=tmp_path, progress=False)
+    for path in (tmp_path, tmp_path / "checkpoint.pt", str(tmp_path)):
+        model, config = load_model(path)
+        assert config == CONFIG and not model.training
+        for (name, a), (_, b) in zip(result.model.state_dict().items(), model.state_dict().items(), strict=True):
+            assert torch.equal(a, b), name
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint.finished and checkpoint.step == 8 and checkpoint.history == result.history
+    assert checkpoint.data_sha256 == result.data.train.sha256()
+
+
+def test_kept_checkpoints_are_those_of_the_epochs(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=3, checkpoint_every=2, keep_checkpoints=True)
+    train(config, out=tmp_path, progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.pt", "epoch_0000.pt", "epoch_0002.pt", "epoch_0003.pt"]
+    assert [load_checkpoint(tmp_path / f"epoch_000{n}.pt").epoch for n in (0, 2, 3)] == [0, 2, 3]
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+    class Poison(Hook):
+        def after_step(self, run: Trainer) -> None:
+            if run.step == 8:  # the last step of the second epoch: no later loss could show it
+                with torch.no_grad():
+                    next(run.model.parameters()).fill_(torch.inf)
+
+    with pytest.raises(DivergedError, match="sam: a weight is not finite after step 8, epoch 2: .* or a smaller rho"):
+        train(CONFIG, [Poison()], tmp_path, progress=False)
+    saved = load_checkpoint(tmp_path)
+    assert saved.epoch == 1 and all(bool(torch.isfinite(p).all()) for p in saved.model.parameters())
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+# -- rules about folders
+
+
+def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
+    train(CONFIG, out=tmp_path, progress=False)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match="holds a run of sam with 2 of 2 epochs done: resume it, choose another folder, or overwrite it"):
+        train(CONFIG, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="holds another run than the one to resume: rho was 0.1 and is 0.2; seed was 0 and is 1"):
+        train(dataclasses.replace(CONFIG, rho=0.2, seed=1), out=tmp_path, resume=True, progress=False)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert train(dataclasses.replace(CONFIG, epochs=1), out=tmp_path, overwrite=True, progress=False).resumed_from is None
+    assert load_checkpoint(tmp_path).config.epochs == 1
+
+
+def test_resuming_where_nothing_is_begins(tmp_path: Path) -> None:
+    assert train(CONFIG, out=tmp_path / "new", resume=True, progress=False).resumed_from is None
+
+
+def test_other_data_or_hooks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(CONFIG, [Stop(5)], tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"does not fit this run: the saved run had the hooks \['Stop'\], this one has \[\]"):
+        train(CONFIG, out=tmp_path, resume=True, progress=False)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(content | {"data_sha256": "0"}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="was trained with other training data than those there are now"):
+        train(CONFIG, [Stop(None)], tmp_path, resume=True, progress=False)
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    class Second(Hook):
+        def on_start(self, run: Trainer) -> None:
+            with pytest.raises(ValueError, match="another process is training into this folder"):
+                train(CONFIG, out=tmp_path, resume=True, progress=False)
+
+    train(CONFIG, [Second()], tmp_path, progress=False)
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_rules_about_arguments(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for kwargs, said in (
+        ({"resume": True}, "resume=True needs out"),
+        ({"resume": True, "overwrite": True, "out": tmp_path}, "exclude each other"),
+        ({"out": tmp_path / "file"}, "out must be a folder"),
+        ({"out": tmp_path / "file" / "inside"}, "out must be a folder"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train(CONFIG, progress=False, **kwargs)
+    with pytest.raises(ValueError, match="train_examples must be between 1 and 1438"):
+        train(dataclasses.replace(CONFIG, train_examples=5000), progress=False)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' is not there: this machine has no CUDA device"):
+            train(dataclasses.replace(CONFIG, device="cuda"), progress=False)
+
+
+def test_leftovers_of_a_killed_writer_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".checkpoint.pt.123.partial").write_bytes(b"half")
+    train(CONFIG, out=tmp_path, progress=False)
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    from sam_core.training.checkpoint import write_whole
+
+    path = tmp_path / "checkpoint.pt"
+    write_whole(path, b"old")
+    (tmp_path / "blocked").mkdir()
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "blocked", b"new")  # a folder cannot be replaced by a file
+    with pytest.raises(FileNotFoundError):
+        write_whole(tmp_path / "gone" / "checkpoint.pt", b"new")
+    assert path.read_bytes() == b"old" and sorted(os.listdir(tmp_path)) == ["blocked", "checkpoint.pt"]
+
+
+# -- files that are not what they should be
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    train(dataclasses.replace(CONFIG, model="mlp", model_options=("hidden=(3,)",), epochs=1), out=folder, progress=False)
+    return folder / "checkpoint.pt"
+
+
+def refused(path: Path, kind: type = ValueError) -> str:
+    with pytest.raises(kind) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert "\n" not in message and path.name in message
+    return message
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    assert "there is no checkpoint" in refused(tmp_path / "none.pt", FileNotFoundError)
+    assert "holds no checkpoint.pt" in refused(tmp_path, FileNotFoundError)
+
+
+def test_cut_files_are_refused_wherever_they_are_cut(good: Path, tmp_path: Path) -> None:
+    raw = good.read_bytes()
+    for length in [0, 1, 10, *range(100, len(raw), len(raw) // 20), len(raw) - 1]:
+        (tmp_path / "cut.pt").write_bytes(raw[:length])
+        assert "cut off or no checkpoint" in refused(tmp_path / "cut.pt")
+
+
+def test_flipped_bits_never_become_weights(good: Path, tmp_path: Path) -> None:
+    raw = good.read_bytes()
+    rng = np.random.default_rng(0)
+    expected = load_model(good)[0].state_dict()
+    for position in rng.integers(0, len(raw), 150):
+        flipped = bytearray(raw)
+        flipped[position] ^= 1 << rng.integers(8)
+        (tmp_path / "flip.pt").write_bytes(flipped)
+        try:
+            state = load_model(tmp_path / "flip.pt")[0].state_dict()
+        except ValueError as error:
+            assert "\n" not in str(error)
+        else:  # padding between the entries of the archive means nothing
+            assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+class Run:
+    def __init__(self, call, *arguments) -> None:
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+def test_code_in_a_file_is_not_run(good: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    content = torch.load(good, weights_only=True)
+    for key in ("model", "training", "extra"):
+        torch.save(content | {key: Run(os.system, f"touch {marker}")}, tmp_path / "evil.pt")
+        assert "is refused: it holds more than tensors and plain data, and nothing in it was run" in refused(tmp_path / "evil.pt")
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Run(os.system, f"touch {marker}")))
+    refused(tmp_path / "evil.pt")
+    with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Run(os.system, f"touch {marker}"), protocol=2))
+        archive.writestr("archive/version", "3")
+    refused(tmp_path / "evil.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (nn.Linear(2, 2).state_dict(), r"holds the state_dict of a model \(2 tensors\) and nothing else"),
+        (torch.ones(3), "is no checkpoint of this program"),
+        ({"a": 1}, "is no checkpoint of this program"),
+        ({"format": "sam_core.checkpoint", "version": 99}, "has version 99 of the format, this program reads version 1"),
+        ({"format": "sam_core.checkpoint", "version": 1}, "is damaged: config, network, .* missing"),
+    ],
+)
+def test_foreign_files_are_named(tmp_path: Path, content: object, said: str) -> None:
+    torch.save(content, tmp_path / "foreign.pt")
+    assert re.search(said, refused(tmp_path / "foreign.pt"))
+
+
+def test_contents_that_do_not_fit_are_named(good: Path, tmp_path: Path) -> None:
+    def message(**changes: object) -> str:
+        content = torch.load(good, weights_only=True)
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            place = content
+            for key in parents:
+                place = place[key]
+            place[last] = value
+        torch.save(content, tmp_path / "odd.pt")
+        return refused(tmp_path / "odd.pt")
+
+    state = torch.load(good, weights_only=True)["model"]
+    first = next(iter(state))
+    assert f"does not fit model mlp: {first} is (2, 2) float32, in the model (3, 64) float32" in message(
+        model=state | {first: torch.ones(2, 2)}
+    )
+    assert f"{first} is (3, 64) float64" in message(model=state | {first: state[first].double()})
+    assert "it has no 1.weight (and 3 more differences)" in message(model={})
+    assert "x is not in the model" in message(model=state | {"x": torch.ones(1)})
+    assert f"{first} is no tensor" in message(model=state | {first: "weights"})
+    assert "unknown fields new_field" in message(config__new_field=1)
+    assert "rho must be in [0, inf), not -1" in message(config__rho=-1.0)
+    assert "unknown model 'resnet7'" in message(network__name="resnet7")
+    assert "its configuration cannot be used" in message(network__surprise=1)
+    assert "its configuration cannot be used" in message(network={})
+    assert "its state of training is damaged: 'history' is missing" in message(training={})
+    assert "its state of training is damaged" in message(training__history=[{"epoch": 1}])
+    assert "its state of training is damaged" in message(training__step="soon")
+    assert "config of the wrong kind" in message(config=[1])
+
+
+@pytest.mark.parametrize("damage", ["optimizer", "loader", "random", "scheduler", "seen"])
+def test_a_damaged_training_state_is_refused_on_resuming(tmp_path: Path, damage: str) -> None:
+    with pytest.raises(Interrupted):
+        train(CONFIG, [Stop(5)], tmp_path, progress=False)
+    for value in (None, [1], "text") if damage == "seen" else (None, {}, {"base": 3}, [1], "text"):
+        content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        content["training"][damage] = value
+        torch.save(content, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match="checkpoint.pt does not fit this run") as caught:
+            train(CONFIG, [Stop(None)], tmp_path, resume=True, progress=False)
+        assert "\n" not in str(caught.value)
