@@ -1,1 +1,38 @@
-"""Pictures of results: matplotlib for paper, plotly for turning around."""
+"""Pictures of results: matplotlib for paper, plotly for turning around. A plot takes results and returns one figure; it reads no file."""
+
+from landscape.plots.contours import contour, contours
+from landscape.plots.eigenvalues import eigenvalues
+from landscape.plots.lines import lines
+from landscape.plots.report import RunReport, report
+from landscape.plots.saving import save
+from landscape.plots.scale import LossScale, loss_scale
+from landscape.plots.sharpness import sharpness
+from landscape.plots.spectra import spectra, spectrum
+from landscape.plots.style import COLUMN, FULL, WIDE, Look, method_looks
+from landscape.plots.surfaces3d import surface3d, surfaces3d
+from landscape.plots.traces import traces
+from landscape.plots.training import training
+
+__all__ = [
+    "COLUMN",
+    "FULL",
+    "WIDE",
+    "Look",
+    "LossScale",
+    "RunReport",
+    "contour",
+    "contours",
+    "eigenvalues",
+    "lines",
+    "loss_scale",
+    "method_looks",
+    "report",
+    "save",
+    "sharpness",
+    "spectra",
+    "spectrum",
+    "surface3d",
+    "surfaces3d",
+    "traces",
+    "training",
+]

@@ -1,0 +1,166 @@
+"""Numbers with their error bars, as text: the tables of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from landscape.results.types import Provenance, Result
+
+if TYPE_CHECKING:
+    from landscape.plots.report import RunReport
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under column heads; the first column names the row."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def with_error(value: float | None, error: float | None = None) -> str:
+    """Return a value rounded to two digits of its error, such as 2.213 ± 0.012 or (1.23 ± 0.04)e+07; four digits where none is known."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if error is None or not math.isfinite(error) or error < 0:
+        return f"{value:.4g}"
+    scale = max(abs(value), error)
+    exponent = math.floor(math.log10(scale)) if scale else 0
+    if -4 <= exponent < 6:
+        exponent = 0
+    value, error = value / 10.0**exponent, error / 10.0**exponent
+    digits = 1 - math.floor(math.log10(error)) if error else 4
+    digits = min(max(digits, 0), 8)
+    shown = f"{value:.{digits}f} ± {error:.{digits}f}" if error >= 0.5 * 10.0**-digits else f"{value:.5g} ± {error:.1g}"
+    return f"({shown})e{exponent:+03d}" if exponent else shown
+
+
+def accuracy(run: RunReport, part: str) -> float | None:
+    """Return the accuracy on "train" or "test" data at the end of the run."""
+    given = run.attributes.get(f"{part}_accuracy")
+    if isinstance(given, (int, float, np.number)):
+        return float(given)
+    history = getattr(run.training, f"{part}_accuracy", None)
+    return float(history[-1]) if history is not None and len(history) else None
+
+
+def methods_table(runs: Sequence[RunReport]) -> Table:
+    """Return what was measured of each run, with its error bar; columns that no run has are left out."""
+    sizes = sorted({m for run in runs for m in run.sharpness})
+    heads = ["method", "train acc.", "test acc.", "λ_max ± residual", "trace ± s.e."]
+    heads += [f"{m}-sharpness ± s.e." for m in sizes] + ["training (s)", "gradients"]
+    rows, notes = [], []
+    for run in runs:
+        row = [run.name] + [
+            NONE if (a := accuracy(run, part)) is None or not math.isfinite(a) else f"{100 * a:.2f} %" for part in ("train", "test")
+        ]
+        eigen, trace, history = run.eigen, run.trace, run.training
+        biggest = int(np.argmax(eigen.values)) if eigen is not None and len(eigen.values) else None
+        row.append(
+            NONE
+            if eigen is None or biggest is None
+            else with_error(eigen.values[biggest], eigen.residuals[biggest]) + ("" if eigen.converged else " *")
+        )
+        row.append(NONE if trace is None else with_error(trace.value, trace.stderr) + ("" if trace.converged else " *"))
+        row += [with_error(s.value, s.stderr) if (s := run.sharpness.get(m)) else NONE for m in sizes]
+        ended = history is not None and len(history.epoch) > 0
+        row.append(f"{history.seconds[-1]:.3g}" if ended and history is not None and np.isfinite(history.seconds[-1]) else NONE)
+        row.append(
+            f"{history.gradients_computed[-1]:,.0f}"
+            if ended and history is not None and np.isfinite(history.gradients_computed[-1])
+            else NONE
+        )
+        rows.append(row)
+    if any(cell.endswith("*") for row in rows for cell in row[1:]):
+        notes.append("* has not reached its tolerance: the error bar is larger than what was asked for.")
+    rhos = sorted({s.rho for run in runs for s in run.sharpness.values()})
+    if rhos:
+        notes.append(f"Sharpness at ρ = {', '.join(f'{rho:g}' for rho in rhos)}; s.e. is one standard error, over shards or probes.")
+    if any("gradients" in head for head in heads):
+        notes.append("Gradients are counted in batches, over the whole training.")
+    keep = [i for i in range(len(heads)) if i == 0 or any(row[i] != NONE for row in rows)]
+    return Table([heads[i] for i in keep], [[row[i] for i in keep] for row in rows], notes)
+
+
+_LABELS = {
+    "model": "model",
+    "parameters": "parameters",
+    "parameter_sha256": "parameters' SHA-256",
+    "data_sha256": "data's SHA-256",
+    "examples": "examples",
+    "batch_norm": "batch norm",
+    "seed": "seed",
+    "dtype": "numbers",
+    "device": "device",
+    "created_at": "measured at",
+    "torch_version": "torch",
+    "numpy_version": "numpy",
+    "creation_library": "written by",
+    "creation_library_version": "its version",
+}
+
+
+def results_of(run: RunReport) -> dict[str, Result]:
+    """Return the measurements of a run by what they are."""
+    found: dict[str, Any] = {
+        "training": run.training,
+        "eigenvalues": run.eigen,
+        "trace": run.trace,
+        "density": run.density,
+        "gradients": run.gradients,
+        **{f"{m}-sharpness": s for m, s in run.sharpness.items()},
+        **{f"surface {name}": s for name, s in run.surfaces.items()},
+    }
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def origins_table(runs: Sequence[RunReport]) -> Table:
+    """Return what each run was measured on, and what it cost; where its measurements differ, each says its own."""
+    rows: list[list[str]] = []
+    for entry in fields(Provenance):
+        row = [_origin(run, entry.name) for run in runs]
+        if any(cell != NONE for cell in row):
+            rows.append([_LABELS.get(entry.name, entry.name), *row])
+    for key in dict.fromkeys(str(key) for run in runs for key in run.attributes):
+        rows.append([key.replace("_", " "), *(_short(run.attributes.get(key, NONE)) for run in runs)])
+    costs = ["; ".join(f"{name}: {result.cost}" for name, result in results_of(run).items() if result.cost.seconds) or NONE for run in runs]
+    if any(cost != NONE for cost in costs):
+        rows.append(["cost", *costs])
+    hashes = {
+        r.provenance.data_sha256
+        for run in runs
+        for n, r in results_of(run).items()
+        if r.provenance.data_sha256 and not n.startswith("surface")
+    }
+    hashes -= {run.training.provenance.data_sha256 for run in runs if run.training is not None}
+    notes = ["The runs were not all measured on the same data: compare them with care."] if len(hashes) > 1 else []
+    return Table(["", *(run.name for run in runs)], rows, notes)
+
+
+def _origin(run: RunReport, name: str) -> str:
+    values: dict[str, list[str]] = {}
+    for kind, result in results_of(run).items():
+        value = getattr(result.provenance, name)
+        if value not in (None, "", 0) or (name == "seed" and value == 0):
+            values.setdefault(_short(value), []).append(kind)
+    if name == "created_at":
+        return min(values, default=NONE)
+    if len(values) <= 1:
+        return next(iter(values), NONE)
+    return "; ".join(f"{value} ({', '.join(kinds)})" for value, kinds in values.items())
+
+
+def _short(value: object) -> str:
+    """Return a value as text; of a long hash only its beginning."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
