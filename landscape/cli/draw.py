@@ -1,0 +1,107 @@
+"""The commands that read result files: plot, report and inspect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import tyro
+
+from landscape.plots import RunReport
+from landscape.plots import report as write_report
+from landscape.plots.gallery import draw_all
+from landscape.results import store
+from landscape.results.types import (
+    Eigenpairs,
+    GradientTrace,
+    Result,
+    Sharpness,
+    SpectralDensity,
+    Surface,
+    TraceEstimate,
+    TrainingHistory,
+)
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw everything in one or more result files; several files are drawn side by side on shared scales."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Result files (.h5)."""
+    out: Path = Path("figures")
+    """Folder for the pictures."""
+    formats: tuple[Literal["pdf", "png", "svg"], ...] = ("pdf", "png")
+    """Formats to write."""
+    html: bool = True
+    """Also write surfaces to turn around in a browser."""
+
+    def run(self) -> None:
+        """Draw and say where."""
+        for path in draw_all(run_reports(self.files), self.out, formats=self.formats, html=self.html):
+            print(path)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML page that compares result files; it needs no network."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Result files (.h5)."""
+    out: Path = Path("report.html")
+    """The page."""
+
+    def run(self) -> None:
+        """Write the page and say where."""
+        print(write_report(run_reports(self.files), self.out))
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Print what a result file holds."""
+
+    file: tyro.conf.Positional[Path]
+    """Result file (.h5)."""
+
+    def run(self) -> None:
+        """Print the table."""
+        print(store.describe(self.file))
+
+
+def run_reports(files: Sequence[Path]) -> list[RunReport]:
+    """Read everything that result files hold; runs are named after their method, or their file where two have the same."""
+    if not files:
+        raise ValueError("give at least one result file, such as runs/sam/run.h5")
+    runs = [_run_report(path) for path in files]
+    names = [run.name for run in runs]
+    return [replace(run, name=_name_of(path)) if names.count(run.name) > 1 else run for run, path in zip(runs, files, strict=True)]
+
+
+def _name_of(path: Path) -> str:
+    return path.resolve().parent.name if path.name == "run.h5" else path.stem
+
+
+def _run_report(path: Path) -> RunReport:
+    file = store.open(path)
+    results = [store.load(path, group, vectors=False) for group in file.groups()]
+
+    def the(kind: type[R]) -> R | None:
+        return next((result for result in results if isinstance(result, kind)), None)
+
+    training = the(TrainingHistory)
+    return RunReport(
+        name=training.method if training is not None else _name_of(path),
+        training=training,
+        eigen=the(Eigenpairs),
+        trace=the(TraceEstimate),
+        density=the(SpectralDensity),
+        sharpness={result.m: result for result in results if isinstance(result, Sharpness)},
+        surfaces={result.name: result for result in results if isinstance(result, Surface)},
+        gradients=the(GradientTrace),
+        command=str(file.attributes.get("command", "")),
+        attributes={},
+    )

@@ -1,0 +1,120 @@
+"""The commands that measure a model: hessian, sharpness and surface. Each adds its numbers to the run's file and prints them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from landscape.cli.source import Source
+from landscape.curvature import hessian_trace, spectral_density, top_eigenpairs
+from landscape.objective import Objective
+from landscape.results import store
+from landscape.results.types import Result
+from landscape.sharpness import m_sharpness
+from landscape.surfaces import loss_surface, random_plane
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """Measure curvature: the largest Hessian eigenvalues with residuals, the trace with its standard error, the spectral density."""
+
+    source: Source = field(default_factory=Source)
+    k: int = 5
+    """Eigenvalues to compute, the largest in absolute value."""
+    tol: float = 1e-4
+    """Stop when every residual ||Hv - lambda v|| is at most tol times the largest eigenvalue."""
+    trace_tol: float = 0.05
+    """Stop the trace at this relative standard error; 0 skips the trace."""
+    density: bool = True
+    """Compute the spectral density too."""
+
+    def run(self) -> None:
+        """Measure, print and save."""
+        if not 0 <= self.trace_tol < 1:
+            raise ValueError(f"--trace-tol must be at least 0 and below 1, got {self.trace_tol}")
+        path = _writable(self.source.results_file())
+        objective = self.source.objective()
+        _loss_line(objective)
+        seed = self.source.seed
+        eigen = top_eigenpairs(objective, k=self.k, tol=self.tol, seed=seed)
+        _keep(path, eigen, "eigenvalues")
+        if self.trace_tol > 0:
+            _keep(path, hessian_trace(objective, tol=self.trace_tol, seed=seed, eigenpairs=eigen), "trace")
+        if self.density:
+            _keep(path, spectral_density(objective, seed=seed), "density")
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Measure m-sharpness: the mean over shards of m examples of L(w + eps) - L(w), each shard climbing along its own gradient."""
+
+    source: Source = field(default_factory=Source)
+    rho: float = 0.05
+    """Radius of the climb."""
+    m: tuple[int, ...] = (1, 16, 128)
+    """Examples per shard (Foret et al. 2021), one measurement each. (In mSAM, m is the number of shards.)"""
+    p: float = 2.0
+    """The climb stays in a ball of the p-norm, 1 <= p <= inf."""
+
+    def run(self) -> None:
+        """Measure, print and save."""
+        path = _writable(self.source.results_file())
+        objective = self.source.objective()
+        _loss_line(objective)
+        for m in self.m:
+            _keep(path, m_sharpness(objective, rho=self.rho, m=m, p=self.p), f"m = {m}")
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Compute the loss on a line or a plane of filter-normalised directions; interrupted, the same command goes on."""
+
+    source: Source = field(default_factory=Source)
+    x: tuple[float, float, int] = (-1.0, 1.0, 51)
+    """From, to and number of points along the first direction."""
+    y: tuple[float, float, int] = (-1.0, 1.0, 51)
+    """The same along the second direction."""
+    line: bool = False
+    """Only along the first direction: a curve instead of a surface."""
+    normalize: Literal["filter", "layer", "none"] = "filter"
+    """Scale random directions filter by filter to the weights (Li et al. 2018), layer by layer, or not."""
+    name: str | None = None
+    """Name of the surface in the result file; "plane" or "line" by default."""
+    like: Path | None = None
+    """Checkpoint or run folder of another model whose filters scale the directions: then both surfaces lie on the same plane."""
+
+    def run(self) -> None:
+        """Measure, print and save."""
+        path = _writable(self.source.results_file())
+        objective = self.source.objective()
+        _loss_line(objective)
+        normalize = None if self.normalize == "none" else self.normalize
+        if self.like is None:
+            plane = random_plane(objective, normalize=normalize, seed=self.source.seed)
+        else:
+            other = Source(**{**vars(self.source), "checkpoint": self.like}).objective()
+            plane = random_plane(other, normalize=normalize, seed=self.source.seed).around(objective)
+        name = self.name or ("line" if self.line else "plane")
+        surface = loss_surface(objective, plane, x=self.x, y=None if self.line else self.y, out=path, name=name)
+        print(f"{'surface':>12}  {surface.summary()}")
+        print(f"{'':>12}  {surface.cost}\n{'saved in':>12}  {path}\ndraw it with: landscape plot {path}")
+
+
+def _writable(path: Path) -> Path:
+    """Find out before long work whether its result can be written."""
+    store.check_writable(path)
+    return path
+
+
+def _loss_line(objective: Objective) -> None:
+    value, accuracy = (float(v) for v in objective.evaluate())
+    objective.loss()  # stops here, and says where, if the loss is no number
+    right = "" if math.isnan(accuracy) else f", accuracy {accuracy:.4f}"
+    print(f"{'loss':>12}  {value:.6g}{right} on {objective.examples} examples, {objective.size:,} parameters")
+
+
+def _keep(path: Path, result: Result, label: str) -> None:
+    store.save(path, result)
+    print(f"{label:>12}  {result.summary()}\n{'':>12}  {result.cost}; saved in {path}")

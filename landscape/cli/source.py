@@ -1,0 +1,210 @@
+"""What a measuring command measures: a checkpoint of `landscape train`, or anybody's own model and data."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional
+
+import sam_core
+from landscape.objective import Objective
+from sam_core.training import build_data
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": functional.cross_entropy, "mse": functional.mse_loss}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model and the data to measure."""
+
+    checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
+    """Checkpoint or run folder of `landscape train`; with --model a file of its state_dict (.pt), or nothing if it comes trained."""
+    model: str | None = None
+    """Your own model: package.module:factory, called without arguments, returns the torch.nn.Module."""
+    data: str | None = None
+    """Your own data: package.module:factory, returns (inputs, targets), a DataLoader or a list of batches."""
+    loss: str = "cross_entropy"
+    """cross_entropy, mse, or your own as package.module:function, called as loss(outputs, target) or loss(model, batch)."""
+    split: Literal["train", "test"] = "train"
+    """Which part of the checkpoint's data set to measure on."""
+    data_dir: Path | None = None
+    """Where the checkpoint's data set lies now, if it has moved."""
+    examples: int | None = None
+    """Measure on so many examples only, the same ones for every model; all by default."""
+    batch_size: int | None = None
+    """Examples per pass through the model; chosen by their size by default. Results do not depend on it."""
+    batch_norm: Literal["eval", "batch"] = "eval"
+    """Batch norm with its running statistics, or with those of each batch (then the batch size matters)."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision to compute in."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    out: Path | None = None
+    """Result file to add to; by default run.h5 beside the checkpoint."""
+    seed: int = 0
+    """Seed of every random draw of the measurement."""
+
+    def objective(self) -> Objective:
+        """Return the loss of the model on the data.
+
+        Returns:
+            The objective that every measurement asks.
+
+        Raises:
+            ValueError: a file, factory or option is not what it should be.
+        """
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"--examples must be at least 1, got {self.examples}")
+        device = device_named(self.device)
+        if self.model is None:
+            model, data, loss = self._from_checkpoint()
+        else:
+            model, data, loss = self._from_factories()
+        if self.examples is not None and (self.model is not None or self.data is not None):
+            data = first_examples(data, self.examples)
+        return Objective(
+            model.to(device),
+            loss,
+            data,
+            batch_size=self.batch_size,
+            batch_norm=self.batch_norm,
+            dtype=getattr(torch, self.dtype),
+            device=device,
+        )
+
+    def results_file(self) -> Path:
+        """Return the file that results are added to."""
+        if self.out is not None:
+            return self.out
+        if self.checkpoint is None:
+            return Path("run.h5")
+        return (self.checkpoint if self.checkpoint.is_dir() else self.checkpoint.parent) / "run.h5"
+
+    def _from_checkpoint(self) -> tuple[nn.Module, Any, Callable[..., Tensor]]:
+        if self.checkpoint is None:
+            raise ValueError("give a checkpoint of `landscape train`, or --model package.module:factory and --data package.module:factory")
+        saved = sam_core.load_checkpoint(self.checkpoint)
+        if self.data is not None:
+            return saved.model, load(self.data), loss_named(self.loss)
+        config = saved.config if self.data_dir is None else dataclasses.replace(saved.config, data_dir=self.data_dir)
+        data = build_data(config)
+        examples = (data.train if self.split == "train" else data.test).take(self.examples, "--examples")
+        return saved.model, examples.tensors(), loss_named(self.loss)
+
+    def _from_factories(self) -> tuple[nn.Module, Any, Callable[..., Tensor]]:
+        if self.data is None:
+            raise ValueError("--model needs --data package.module:factory too: what is the loss to be measured on?")
+        assert self.model is not None
+        model = load(self.model)
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"--model {self.model} must return a torch.nn.Module, it returned a {type(model).__name__}")
+        if self.checkpoint is not None:
+            load_state(model, self.checkpoint)
+        return model, load(self.data), loss_named(self.loss)
+
+
+def device_named(name: str) -> torch.device:
+    """Return a device by name, or say what there is."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ValueError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return device
+
+
+def loss_named(name: str) -> Callable[..., Tensor]:
+    """Return a loss by its short name or as package.module:function."""
+    if name in _LOSSES:
+        return _LOSSES[name]
+    if ":" not in name:
+        raise ValueError(f"--loss must be one of {', '.join(_LOSSES)}, or package.module:function, got {name!r}")
+    loss = resolve(name)
+    if not callable(loss):
+        raise ValueError(f"--loss {name} is a {type(loss).__name__}, not a function")
+    return loss if not isinstance(loss, type) else loss()
+
+
+def resolve(reference: str) -> Any:
+    """Return the object that package.module:name means; modules are also looked for in the current folder.
+
+    Args:
+        reference: such as "mypackage.models:small_net".
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: it cannot be imported or does not exist.
+    """
+    module_name, _, name = reference.partition(":")
+    if not module_name or not name:
+        raise ValueError(f"{reference!r} must have the form package.module:name")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except ImportError as error:
+        raise ValueError(f"{reference}: cannot import {module_name!r}: {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"{reference}: {error}") from error
+    return found
+
+
+def load(reference: str) -> Any:
+    """Return what a factory given as package.module:name makes."""
+    made = resolve(reference)
+    return made() if callable(made) and not isinstance(made, nn.Module) else made
+
+
+def load_state(model: nn.Module, path: Path) -> None:
+    """Load a state_dict into a model; nothing but tensors is read from the file.
+
+    Args:
+        model: the model that the parameters fit.
+        path: file written by `torch.save(model.state_dict(), path)`, or a dictionary with it under "state_dict" or "model".
+
+    Raises:
+        ValueError: the file is missing, is no such file, or does not fit the model.
+    """
+    if not path.is_file():
+        raise ValueError(f"checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"checkpoint {path} holds more than tensors or is damaged; save it by torch.save(model.state_dict(), ...)"
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise ValueError(f"checkpoint {path} holds a {type(state).__name__}, not a state_dict")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"checkpoint {path} does not fit {type(model).__name__}: {' '.join(lines[1:3])[:300]}") from error
+
+
+def first_examples(data: Any, count: int | None) -> Any:
+    """Return data cut to its first `count` examples where it is given as tensors; other data must be cut by who gives it."""
+    if count is None:
+        return data
+    if isinstance(data, tuple) and all(isinstance(t, Tensor) for t in data):
+        return tuple(t[:count] for t in data)
+    raise ValueError("--examples cuts data given as a tuple of tensors; let your --data factory return fewer examples instead")

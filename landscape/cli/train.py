@@ -1,0 +1,134 @@
+"""The command that trains, and the trace that follows SAMPa's two gradients while it does."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from torch.nn.functional import cross_entropy
+
+import sam_core
+from landscape.objective import Objective
+from landscape.results import store
+from landscape.results.types import Cost, GradientTrace, Provenance, TrainingHistory
+from landscape.traces import GradientTraceHook
+from sam_core import TrainConfig
+from sam_core.training import TrainResult
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network with SGD, SAM or one of its relatives; leaves checkpoint.pt and run.h5 in the folder --out."""
+
+    config: TrainConfig
+    out: Path
+    """Folder of the run."""
+    resume: bool = False
+    """Go on with the run in --out, to the same bits as without the interruption."""
+    overwrite: bool = False
+    """Replace a run that is in --out already."""
+    trace_every: int | None = None
+    """With a SAMPa method: compare grad f(x) and grad f(y) at every so many steps (one more gradient each)."""
+
+    def run(self) -> None:
+        """Train, save and say how it went."""
+        hooks = [] if self.trace_every is None else [trace_hook(self.config, self.trace_every)]
+        path = self.out / "run.h5"
+        store.check_writable(path)
+        result = sam_core.train(self.config, hooks, out=self.out, resume=self.resume, overwrite=self.overwrite)
+        save_training(path, result, hooks)
+        last = result.history[-1]
+        print(
+            f"{self.config.method}: {last.epoch} epochs, train loss {last.train_loss:.4g}, accuracy {last.train_accuracy:.4f}; "
+            f"test loss {last.test_loss:.4g}, accuracy {last.test_accuracy:.4f}; "
+            f"{last.seconds:.1f} s, {last.gradients_computed:.0f} gradients"
+        )
+        print(f"checkpoint  {result.checkpoint}\nresults     {path}\nmeasure it with: landscape hessian {self.out}")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Repeat a run with SAMPa (same network, start, data, schedule) and trace cosine and distance between its gradients at x and y."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Checkpoint or run folder of `landscape train`; it is not changed."""
+    every: int = 10
+    """Compare the gradients at every so many steps (one more gradient each)."""
+    epochs: int | None = None
+    """Train for so many epochs; by default as long as the run did."""
+    rho: float | None = None
+    """Radius of the climb; by default the run's own, or SAMPa's."""
+    lam: float | None = None
+    """SAMPa's lambda; by default the run's own, or 0.2."""
+    data_dir: Path | None = None
+    """Where the run's data set lies now, if it has moved."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, ...; by default the run's own."""
+    out: Path | None = None
+    """Result file to add to; by default run.h5 beside the checkpoint."""
+
+    def run(self) -> None:
+        """Train, save the trace and print it."""
+        saved = sam_core.load_checkpoint(self.checkpoint)
+        given = {"epochs": self.epochs, "rho": self.rho, "lam": self.lam, "data_dir": self.data_dir, "device": self.device}
+        changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+        if saved.config.method != "sampa":
+            changes |= {"method": "sampa", "options": (), "m": None}
+        config = dataclasses.replace(saved.config, **changes)  # type: ignore[arg-type]
+        hook = trace_hook(config, self.every)
+        path = self.out or saved.path.with_name("run.h5")
+        store.check_writable(path)
+        result = sam_core.train(config, [hook])
+        trace = with_provenance(hook, result)
+        store.save(path, trace)
+        print(f"gradients  {trace.summary()}\nsaved in   {path}\ndraw it with: landscape plot {path}")
+
+
+def trace_hook(config: TrainConfig, every: int) -> GradientTraceHook:
+    """Return a hook that compares SAMPa's gradients, or say why there are none to compare."""
+    if every < 1:
+        raise ValueError(f"the gradients can be compared at every 1, 2, 3, ... steps, not at every {every}")
+    if not config.method.lower().startswith("sampa"):
+        raise ValueError(f"method {config.method!r} has no gradient at a second point y to compare; use --method sampa")
+    return GradientTraceHook(every=every)
+
+
+def save_training(path: Path, result: TrainResult, hooks: list[GradientTraceHook]) -> None:
+    """Write the history of a run, and its gradient trace if there is one, into the run's file."""
+    store.save(path, history_of(result), run={"config": result.config.to_dict()})
+    for hook in hooks:
+        store.save(path, with_provenance(hook, result))
+
+
+def with_provenance(hook: GradientTraceHook, result: TrainResult) -> GradientTrace:
+    """Return the trace of a finished run, with the data and the seed that the hook does not know."""
+    provenance = dataclasses.replace(_provenance(result), batch_norm="batch")
+    return dataclasses.replace(hook.result(), provenance=provenance)
+
+
+def history_of(result: TrainResult) -> TrainingHistory:
+    """Return the epochs of a training run as columns."""
+
+    def column(name: str) -> np.ndarray:
+        return np.array([getattr(record, name) for record in result.history], dtype=np.float64)
+
+    steps = -(-len(result.data.train) // result.config.batch_size)
+    last = result.history[-1]
+    return TrainingHistory(
+        method=result.config.method,
+        epoch=column("epoch").astype(np.int64),
+        **{
+            name: column(name)
+            for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "lr", "rho", "seconds", "gradients_computed")
+        },
+        cost=Cost(gradients=last.gradients_computed / steps, seconds=last.seconds),
+        provenance=_provenance(result),
+    )
+
+
+def _provenance(result: TrainResult) -> Provenance:
+    return Objective(result.model, cross_entropy, result.data.train.tensors(), device="cpu").provenance(result.config.seed)

@@ -1,0 +1,272 @@
+"""Several models, every measure, on the same examples, the same draws and the same plane: what `demo` runs on what it trained."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from landscape.curvature import hessian_trace, spectral_density, top_eigenpairs
+from landscape.objective import Objective
+from landscape.plots import RunReport
+from landscape.plots import report as write_report
+from landscape.results import store
+from landscape.results.types import Eigenpairs, GradientTrace, Result, Sharpness, SpectralDensity, TraceEstimate, TrainingHistory
+from landscape.sharpness import m_sharpness
+from landscape.surfaces import Plane, loss_surface, random_plane
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured; the defaults suit a small network."""
+
+    eigenpairs: int = 5
+    eigen_tol: float = 1e-3
+    trace_tol: float = 0.05
+    rho: float = 0.05
+    shards: tuple[int, ...] = (1, 16, 128)
+    """Examples per shard of m-sharpness, one measurement each."""
+    points: int = 51
+    """Points per axis of the surfaces."""
+    span: float = 1.0
+    """Surfaces reach from -span to span in units of the filter-normalised directions."""
+    surface_examples: int | None = None
+    """Examples of the data that surfaces are computed on, the first ones; None for all."""
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What was measured of each model; prints itself as a table."""
+
+    runs: dict[str, RunReport] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML page that compares the runs and needs no network; return its path."""
+        return write_report(list(self.runs.values()), path)
+
+    def table(self) -> str:
+        """Return one line per model: accuracies, curvature and sharpness with their error bars, and what they cost."""
+        return text_table(list(self.runs.values()))
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def compare(
+    models: Mapping[str, nn.Module],
+    loss: Callable[..., Tensor],
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    test_data: Any = None,
+    sizes: Sizes | None = None,
+    seed: int = 0,
+    reference: str | None = None,
+    histories: Mapping[str, TrainingHistory] | None = None,
+    traces: Mapping[str, GradientTrace] | None = None,
+    commands: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Measure several models of one architecture on the same examples and draws and, for the surfaces, on one plane of directions.
+
+    For each model: the largest eigenvalues, the trace and the spectral density of the Hessian, m-sharpness for several m, and a 1-D and a
+    2-D loss surface. The directions are drawn once, filter-normalised to the `reference` model and then used around every model, so
+    that equal coordinates are equal distances.
+
+    Args:
+        models: the models by name.
+        loss: `loss(outputs, target)` or `loss(model, batch)`, as for `Objective`.
+        data: what to measure on, usually training data; as for `Objective`.
+        out: folder for one result file per model, `<name>.h5`; measurements found there that fit are not repeated. None keeps nothing.
+        test_data: if given, the accuracy on it is put beside the one on `data`.
+        sizes: how much to measure.
+        seed: of every random draw.
+        reference: the model whose filters scale the directions; the first by default.
+        histories: training histories by name, to be shown beside.
+        traces: gradient traces by name, to be shown beside.
+        commands: by name, the command that repeats the run.
+        options: passed on to `Objective`, such as `batch_size` or `dtype`.
+
+    Returns:
+        The measurements, by model.
+
+    Raises:
+        ValueError: no models, an unknown `reference`, or models whose parameters differ in name or shape.
+    """
+    if not models:
+        raise ValueError("models is empty: give at least one, such as {'sgd': model}")
+    reference = next(iter(models)) if reference is None else reference
+    if reference not in models:
+        raise ValueError(f"reference must be one of {', '.join(map(repr, models))}, got {reference!r}")
+    sizes = sizes or Sizes()
+    objectives = {name: Objective(model, loss, data, **options) for name, model in models.items()}
+    shapes = {name: {n: tuple(p.shape) for n, p in o.parameters.items()} for name, o in objectives.items()}
+    for name, of_model in shapes.items():
+        if of_model != shapes[reference]:
+            raise ValueError(f"models {reference!r} and {name!r} differ in their parameters' names or shapes: they share no plane")
+    subset = None if sizes.surface_examples is None else _first_examples(data, sizes.surface_examples)
+    plane = random_plane(objectives[reference], normalize="filter", seed=seed)
+    comparison = Comparison()
+    for name, objective in objectives.items():
+        path = None if out is None else Path(out) / f"{_file_stem(name)}.h5"
+        if path is not None:
+            store.check_writable(path)
+        run = RunReport(
+            name=name,
+            training=(histories or {}).get(name),
+            gradients=(traces or {}).get(name),
+            command=(commands or {}).get(name, ""),
+            attributes=_evaluations(models[name], loss, {"train": data, "test": test_data}, options),
+        )
+        over = objective if subset is None else Objective(models[name], loss, subset, **options)
+        comparison.runs[name] = measure(run, objective, plane.around(objective), sizes, surface_objective=over, path=path, seed=seed)
+        if path is not None:
+            comparison.files[name] = path
+    return comparison
+
+
+def measure(
+    run: RunReport,
+    objective: Objective,
+    plane: Plane,
+    sizes: Sizes,
+    *,
+    surface_objective: Objective | None = None,
+    path: Path | None = None,
+    seed: int = 0,
+) -> RunReport:
+    """Measure one model and add the results to `run`; each is saved as soon as it is there, and not repeated where it is there already.
+
+    Args:
+        run: what is known of the run so far.
+        objective: the loss to measure.
+        plane: the plane of the 2-D surface, around this model; its first direction is the line of the 1-D surface.
+        sizes: how much to measure.
+        surface_objective: the loss for the surfaces, if on fewer examples.
+        path: result file; None keeps nothing.
+        seed: of every random draw.
+
+    Returns:
+        The run with its measurements.
+    """
+    over = surface_objective or objective
+    axis = (-sizes.span, sizes.span, sizes.points)
+    if path is not None:
+        for result in (run.training, run.gradients):
+            if result is not None:
+                store.save(path, result)
+
+    def step(kind: type[R], on: Objective, compute: Callable[[], R], **settings: Any) -> R:
+        result = None if path is None else _already_there(path, kind, on, seed, settings)
+        if result is None:
+            result = compute()
+            if path is not None:
+                store.save(path, result)
+        return result
+
+    k = min(sizes.eigenpairs, objective.size)
+    eigen = step(Eigenpairs, objective, lambda: top_eigenpairs(objective, k=k, tol=sizes.eigen_tol, seed=seed), tol=sizes.eigen_tol)
+    known = eigen if eigen.vectors is not None else None
+    trace = step(
+        TraceEstimate, objective, lambda: hessian_trace(objective, tol=sizes.trace_tol, seed=seed, eigenpairs=known), tol=sizes.trace_tol
+    )
+    density = step(SpectralDensity, objective, lambda: spectral_density(objective, seed=seed))
+    sharpness = {
+        m: step(Sharpness, objective, partial(m_sharpness, objective, rho=sizes.rho, m=m), rho=sizes.rho, m=m)
+        for m in dict.fromkeys(min(m, objective.examples) for m in sizes.shards)
+    }
+    # A surface keeps itself in the file while it grows, and finds itself there again.
+    surfaces = {name: loss_surface(over, plane, x=axis, y=y, out=path, name=name) for name, y in (("line", None), ("plane", axis))}
+    return replace(run, eigen=eigen, trace=trace, density=density, sharpness=sharpness, surfaces=surfaces)
+
+
+def _already_there(path: Path, kind: type[R], objective: Objective, seed: int, settings: Mapping[str, Any]) -> R | None:
+    """Return a result that an earlier, interrupted comparison left in the file, if it answers the same question."""
+    if not path.exists():
+        return None
+    now = objective.provenance(seed)
+    for group in store.groups(path):
+        result = store.load(path, group)
+        same = all(getattr(result, name) == value for name, value in settings.items())
+        then = result.provenance
+        if isinstance(result, kind) and same and (then.parameter_sha256, then.data_sha256) == (now.parameter_sha256, now.data_sha256):
+            if (then.dtype, then.batch_norm, then.seed) in ((now.dtype, now.batch_norm, seed), (now.dtype, now.batch_norm, None)):
+                return result
+    return None
+
+
+def _evaluations(model: nn.Module, loss: Callable[..., Tensor], parts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, float]:
+    """Return loss and accuracy on each part of the data that is there."""
+    found: dict[str, float] = {}
+    for part, data in parts.items():
+        if data is not None:
+            value, accuracy = Objective(model, loss, data, **options).evaluate()
+            found |= {f"{part}_loss": float(value), f"{part}_accuracy": float(accuracy)}
+    return found
+
+
+def _first_examples(data: Any, count: int) -> Any:
+    if isinstance(data, tuple) and all(isinstance(t, Tensor) for t in data):
+        return tuple(t[:count] for t in data)
+    raise ValueError("sizes.surface_examples cuts data given as a tuple of tensors; give other data in the size you want")
+
+
+def _file_stem(name: str) -> str:
+    """Return a name that is safe in any folder; what cannot stay is replaced, and a hash keeps two such names apart."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:80]
+    return safe if safe == name else f"{safe or 'run'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def text_table(runs: Sequence[RunReport]) -> str:
+    """Return one line per run: accuracies, curvature and sharpness with error bars, and what training cost."""
+    shards = list(dict.fromkeys(m for run in runs for m in run.sharpness))
+    header = [
+        "method",
+        "train acc",
+        "test acc",
+        "loss",
+        "lambda_max ± residual",
+        "trace ± se",
+        *(f"m-sharpness m={m} ± se" for m in shards),
+    ]
+    rows = [[*header, "train s", "gradients"]]
+    for run in runs:
+        given = run.attributes
+        trained = run.training
+        cells = [run.name, *(_number(given.get(key), 4) for key in ("train_accuracy", "test_accuracy", "train_loss"))]
+        cells.append("" if run.eigen is None else with_error(run.eigen.values[0], run.eigen.residuals[0]))
+        cells.append("" if run.trace is None else with_error(run.trace.value, run.trace.stderr))
+        for m in shards:
+            cells.append(with_error(run.sharpness[m].value, run.sharpness[m].stderr) if m in run.sharpness else "")
+        cells.append("" if trained is None else f"{trained.seconds[-1]:.1f}")
+        cells.append("" if trained is None else f"{trained.gradients_computed[-1]:.0f}")
+        rows.append(cells)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def with_error(value: float, error: float) -> str:
+    """Return a value and its error bar; the error has two digits, and the value no more than it needs."""
+    if not math.isfinite(error) or error <= 0:
+        return f"{value:.4g}"
+    digits = 1 - math.floor(math.log10(error))
+    if abs(value) >= 1e5 or digits > 6:
+        return f"{value:.4g} ± {error:.1e}"
+    return f"{value:.{max(digits, 0)}f} ± {error:.{max(digits, 0)}f}"
+
+
+def _number(value: Any, digits: int) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
