@@ -19,7 +19,9 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) 
     n, _, height, width = images.shape
     shifts = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
     mirrored = torch.randint(0, 2, (n,), generator=generator, dtype=torch.bool)
-    down, right = shifts.to(images.device)
+    # Not waiting for the device: the draws are staged before the copy returns.
+    shifts, mirrored = (t.to(images.device, non_blocking=True) for t in (shifts, mirrored))
+    down, right = shifts
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     cut = windows[torch.arange(n, device=images.device), :, down, right]
-    return torch.where(mirrored.to(images.device)[:, None, None, None], cut.flip(-1), cut)
+    return torch.where(mirrored[:, None, None, None], cut.flip(-1), cut)

@@ -229,7 +229,8 @@ class Trainer:
         with self._spared_random_state(), frozen_statistics(self.model), torch.enable_grad():
             torch.default_generator.manual_seed(self.step)
             if self.device.type == "cuda":
-                torch.cuda.manual_seed(self.step)
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(self.step)
             return Pass(self, *self.batch)().detach()
 
     def _call(self, event: str) -> None:

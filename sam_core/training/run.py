@@ -141,8 +141,9 @@ def build_trainer(config: TrainConfig, model: nn.Module, data: Data, *, hooks: S
     """
     device = next(model.parameters()).device
     augmentation = data.augmentation if config.augment else None
-    train_loader = Loader(data.train, config.batch_size, augmentation=augmentation, seed=config.seed, device=device)
-    test_loader = Loader(data.test, _TEST_BATCH, shuffle=False, device=device)
+    place: dict[str, Any] = {"device": device, "channels_last": device.type == "cpu"}
+    train_loader = Loader(data.train, config.batch_size, augmentation=augmentation, seed=config.seed, **place)
+    test_loader = Loader(data.test, _TEST_BATCH, shuffle=False, **place)
     optimizer = build_optimizer(config, model)
     smallest = len(data.train) % config.batch_size or config.batch_size
     if optimizer.per_shard and optimizer.takes_next_batch and smallest < config.shards:

@@ -89,6 +89,13 @@ def test_wrong_arguments_are_named() -> None:
         Examples(torch.zeros(0, 1, 1, 1), torch.zeros(0))
 
 
+def test_the_memory_format_changes_no_value() -> None:
+    images = Examples(torch.rand(6, 3, 4, 5), torch.arange(6))
+    plain, last = (Loader(images, 4, channels_last=flag).batch(1) for flag in (False, True))
+    assert torch.equal(plain.inputs, last.inputs) and last.inputs.is_contiguous(memory_format=torch.channels_last)
+    assert plain.inputs.is_contiguous() and not last.inputs.is_contiguous()
+
+
 def test_digits_through_a_loader_are_normalised() -> None:
     digits = data.digits()
     inputs = torch.cat([x for x, _ in Loader(digits.train, 100, shuffle=False)])

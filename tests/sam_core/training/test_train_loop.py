@@ -26,7 +26,7 @@ def by_hand(config: TrainConfig, step) -> Tensor:
     model = build_model(config, held).train()
     base = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     opt = config.wrap(base, model)
-    loader = Loader(held.train, config.batch_size, seed=config.seed)
+    loader = Loader(held.train, config.batch_size, seed=config.seed, channels_last=True)
     factor = learning_rate_factor(config, len(loader))
 
     def closure_of(inputs: Tensor, targets: Tensor):
