@@ -24,6 +24,9 @@ from landscape.surfaces import Plane, loss_surface, random_plane
 
 R = TypeVar("R", bound=Result)
 
+# Eigenvectors of larger models stay out of the file: every later write copies the whole file.
+_STORED_VECTOR = 4_000_000
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -32,6 +35,8 @@ class Sizes:
     eigenpairs: int = 5
     eigen_tol: float = 1e-3
     trace_tol: float = 0.05
+    density_probes: int = 4
+    density_steps: int = 32
     rho: float = 0.05
     shards: tuple[int, ...] = (1, 16, 128)
     """Examples per shard of m-sharpness, one measurement each."""
@@ -171,7 +176,7 @@ def measure(
         if result is None:
             result = compute()
             if path is not None:
-                store.save(path, result)
+                store.save(path, result, vectors=objective.size <= _STORED_VECTOR)
         return result
 
     k = min(sizes.eigenpairs, objective.size)
@@ -180,7 +185,11 @@ def measure(
     trace = step(
         TraceEstimate, objective, lambda: hessian_trace(objective, tol=sizes.trace_tol, seed=seed, eigenpairs=known), tol=sizes.trace_tol
     )
-    density = step(SpectralDensity, objective, lambda: spectral_density(objective, seed=seed))
+    density = step(
+        SpectralDensity,
+        objective,
+        lambda: spectral_density(objective, probes=sizes.density_probes, steps=min(sizes.density_steps, objective.size), seed=seed),
+    )
     sharpness = {
         m: step(Sharpness, objective, partial(m_sharpness, objective, rho=sizes.rho, m=m), rho=sizes.rho, m=m)
         for m in dict.fromkeys(min(m, objective.examples) for m in sizes.shards)
@@ -197,11 +206,12 @@ def _already_there(path: Path, kind: type[R], objective: Objective, seed: int, s
     now = objective.provenance(seed)
     for group in store.groups(path):
         result = store.load(path, group)
-        same = all(getattr(result, name) == value for name, value in settings.items())
+        if not isinstance(result, kind) or any(getattr(result, name) != value for name, value in settings.items()):
+            continue
         then = result.provenance
-        if isinstance(result, kind) and same and (then.parameter_sha256, then.data_sha256) == (now.parameter_sha256, now.data_sha256):
-            if (then.dtype, then.batch_norm, then.seed) in ((now.dtype, now.batch_norm, seed), (now.dtype, now.batch_norm, None)):
-                return result
+        on = [(p.parameter_sha256, p.data_sha256, p.dtype, p.batch_norm) for p in (then, now)]
+        if on[0] == on[1] and then.seed in (seed, None):
+            return result
     return None
 
 
@@ -243,7 +253,7 @@ def text_table(runs: Sequence[RunReport]) -> str:
     for run in runs:
         given = run.attributes
         trained = run.training
-        cells = [run.name, *(_number(given.get(key), 4) for key in ("train_accuracy", "test_accuracy", "train_loss"))]
+        cells = [run.name, *(_share(given.get(key)) for key in ("train_accuracy", "test_accuracy", "train_loss"))]
         cells.append("" if run.eigen is None else with_error(run.eigen.values[0], run.eigen.residuals[0]))
         cells.append("" if run.trace is None else with_error(run.trace.value, run.trace.stderr))
         for m in shards:
@@ -259,14 +269,15 @@ def text_table(runs: Sequence[RunReport]) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    """Return a value and its error bar; the error has two digits, and the value no more than it needs."""
+    """Return a value and its error bar, the error with two digits and the value as far as that, but at most five digits."""
     if not math.isfinite(error) or error <= 0:
         return f"{value:.4g}"
+    size = math.floor(math.log10(abs(value))) if value else 0
     digits = 1 - math.floor(math.log10(error))
-    if abs(value) >= 1e5 or digits > 6:
-        return f"{value:.4g} ± {error:.1e}"
+    if digits + size > 4 or abs(value) >= 1e5:
+        return f"{value:.5g} ± {error:.1g}"
     return f"{value:.{max(digits, 0)}f} ± {error:.{max(digits, 0)}f}"
 
 
-def _number(value: Any, digits: int) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+def _share(value: Any) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.4f}"

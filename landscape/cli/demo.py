@@ -61,8 +61,10 @@ class Demo:
         print(f"report    {report}\n\n{time.perf_counter() - started:.0f} s in all")
 
     def _compare(self, out: Path) -> Comparison:
-        epochs, every = (6, 10) if self.quick else (25, 10)
-        sizes = Sizes(points=21, surface_examples=256, trace_tol=0.1) if self.quick else Sizes(surface_examples=512)
+        epochs, every = (6 if self.quick else 25), 10
+        sizes = Sizes(points=21, surface_examples=256, trace_tol=0.1, density_probes=1, density_steps=16)
+        if not self.quick:
+            sizes = Sizes(surface_examples=512, density_probes=2, density_steps=20)
         models, histories, traces, commands = {}, {}, {}, {}
         for method in METHODS:
             config = recipe(method, epochs=epochs, seed=self.seed)

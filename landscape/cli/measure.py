@@ -34,8 +34,8 @@ class Hessian:
         """Measure, print and save."""
         if not 0 <= self.trace_tol < 1:
             raise ValueError(f"--trace-tol must be at least 0 and below 1, got {self.trace_tol}")
-        path = _writable(self.source.results_file())
         objective = self.source.objective()
+        path = _writable(self.source.results_file())
         _loss_line(objective)
         seed = self.source.seed
         eigen = top_eigenpairs(objective, k=self.k, tol=self.tol, seed=seed)
@@ -60,8 +60,8 @@ class Sharpness:
 
     def run(self) -> None:
         """Measure, print and save."""
-        path = _writable(self.source.results_file())
         objective = self.source.objective()
+        path = _writable(self.source.results_file())
         _loss_line(objective)
         for m in self.m:
             _keep(path, m_sharpness(objective, rho=self.rho, m=m, p=self.p), f"m = {m}")
@@ -87,8 +87,8 @@ class Surface:
 
     def run(self) -> None:
         """Measure, print and save."""
-        path = _writable(self.source.results_file())
         objective = self.source.objective()
+        path = _writable(self.source.results_file())
         _loss_line(objective)
         normalize = None if self.normalize == "none" else self.normalize
         if self.like is None:
