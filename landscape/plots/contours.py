@@ -99,14 +99,14 @@ def _paper(
     rows, columns = grid_shape(len(surfaces), width)
     bar = filled and bool(np.isfinite(scale.lowest))
     shared = same_axes(every)
-    left, right = 0.52, (0.98 if scale.note else 0.82) if bar else 0.12
+    left, right = 0.52 if shared else 0.72, (0.98 if scale.note else 0.82) if bar else 0.12
     gap_x, gap_y = (0.24, 0.3) if shared else (0.32, 0.42)
     key_columns = legend_columns([str(entry.get_label()) for entry in key], width)
     top, bottom = 0.24 if any(surfaces) else 0.08, 0.42 + 0.16 * int(np.ceil(len(key) / key_columns))
     wide = (width - left - right - gap_x * (columns - 1)) / columns
     tall = wide * min(2.0, max(0.4, _aspect(every[0]) or 1.0))
     height = top + rows * tall + (rows - 1) * gap_y + bottom
-    figure = PaperFigure(figsize=(width, height), theme=theme, layout="none")
+    figure = PaperFigure(figsize=(width, height), theme=theme, layout=None)
     for i, (name, surface) in enumerate(surfaces.items()):
         row, column = divmod(i, columns)
         corner = (left + column * (wide + gap_x), height - top - row * (tall + gap_y) - tall)
@@ -161,6 +161,8 @@ def _panel(ax: Axes, surface: Surface, scale: LossScale, filled: bool, theme: st
     if _aspect(surface):
         ax.set_aspect("equal")
     ax.locator_params(nbins=3 if small else 5)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: number(value))  # no power of ten aside, where it meets other text
     if loss.count() < loss.size:
         absent = np.ma.masked_equal(~np.isfinite(surface.loss), False)
         ax.pcolormesh(x_edges, y_edges, absent, cmap=ListedColormap([MISSING[theme]]))

@@ -11,8 +11,8 @@ import numpy as np
 from landscape.plots.checks import check_drawing, check_type
 from landscape.plots.interactive import new_plotly, plain
 from landscape.plots.planes import shared_direction
-from landscape.plots.scale import LossScale, loss_scale
-from landscape.plots.style import FULL, Look, PaperFigure, label, legend_columns, legend_height, looks_for, number, paper_style
+from landscape.plots.scale import LossScale, log_ticks, loss_scale
+from landscape.plots.style import FULL, Look, PaperFigure, label, legend_columns, legend_height, looks_for, paper_style
 from landscape.results.types import Array, Surface
 
 
@@ -99,12 +99,7 @@ def lines(
             ax.grid(True)
             ax.locator_params(axis="x", nbins=5)
         if scale.log:
-            axes[0].set_yscale("log")
-            axes[0].yaxis.set_major_formatter(lambda value, _: number(value))
-            levels = scale.levels(6)
-            if scale.high / scale.low < 30:
-                axes[0].set_yticks(levels, labels=[number(v) for v in levels])
-                axes[0].minorticks_off()
+            log_ticks(axes[0], np.array([scale.low, scale.high]))
         axes[0].set_ylabel(scale.label)
         if np.isfinite(scale.lowest):
             margin = (scale.high / scale.low) ** 0.05 if scale.log else 1.0

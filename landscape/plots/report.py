@@ -131,7 +131,7 @@ def report(
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, lambda beside: beside.write_text(page, encoding="utf-8"))
+    write_whole(target, lambda beside: beside.write_bytes(page.encode("utf-8", "replace")))
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,16 +50,16 @@ class LossScale:
     @property
     def label(self) -> str:
         """Say what the axis shows."""
-        kind = "log scale" if self.log else "linear scale: some losses are negative" if self.lowest < 0 else "linear scale"
+        kind = "log scale" if self.log else "linear: some are negative" if self.lowest < 0 else "linear scale"
         return f"loss ({kind})"
 
     @property
     def note(self) -> str:
         """Say what the scale leaves out; empty if nothing."""
-        parts = [f"up to {self.highest:.3g}"] if self.above else []
-        if self.below:
-            parts.append(f"down to {self.lowest:.3g}")
-        return f"clipped: losses reach {' and '.join(parts)}" if parts else ""
+        low, high = f"{self.lowest:.3g}", f"{self.highest:.3g}"
+        if self.above and self.below:
+            return f"clipped: losses from {low} to {high}"
+        return f"clipped: losses reach {high if self.above else low}" if self.above or self.below else ""
 
     def norm(self) -> Normalize:
         """Return the scale as a matplotlib norm."""
@@ -105,32 +106,38 @@ class LossScale:
 def loss_scale(losses: Iterable[Array], *, log: bool = True) -> LossScale:
     """Return one scale for several surfaces.
 
-    Above the 98th percentile of every surface the scale ends where the largest losses would stretch it by more than a third, so that
-    one spike does not take the colours from everything else; `note` says so. A logarithmic scale ends eight decades below its top.
+    Losses that would stretch the scale by more than a third beyond the 98th percentile of every surface are left out, so that one spike
+    does not take the colours from everything else; `note` says so. A logarithmic scale ends eight decades below its top.
+
+    Args:
+        losses: of all the surfaces of a figure.
+        log: whether to use a logarithmic scale where no loss is negative.
+
+    Returns:
+        The scale.
     """
     values = [loss[np.isfinite(loss)] for loss in (np.asarray(loss, dtype=float) for loss in losses)]
     values = [v for v in values if v.size]
     if not values:
         return LossScale(0.0, 1.0, False, np.nan, np.nan)
     lowest, highest = min(float(v.min()) for v in values), max(float(v.max()) for v in values)
-    log = log and lowest >= 0 and highest > 0
-    low = lowest
-    if log and lowest == 0:
-        low = min(float(v[v > 0].min()) for v in values if (v > 0).any())
-    high = max(float(np.quantile(v, 0.98, method="lower")) for v in values)
-    if high <= low or _span(low, highest, log) <= 4 / 3 * _span(low, high, log):
-        spiked = high <= low < highest and max(v.size for v in values) >= 25
-        high = low if spiked else highest
+    most = max(float(np.quantile(v, 0.98, method="lower")) for v in values)
+    log = log and lowest >= 0 and most > 1e-280  # further down, logarithms of the ends of a colour bar overflow
+    low = min(float(v[v > 0].min()) for v in values if (v > 0).any()) if log else lowest
     if log:
-        low = max(low, high * 10**-DECADES)
+        low = max(low, most * 10**-DECADES)
+    if most > low:
+        high = max(float(v[_span(low, np.maximum(v, low), log) <= 4 / 3 * _span(low, most, log)].max()) for v in values)
+    else:
+        high = low if max(v.size for v in values) >= 25 else highest  # among a few points nothing is a spike
     if not _span(low, high, log) > 1e-9 * (1 if log else max(abs(low), abs(high))):
         # all the same: a little room on both sides, so that the value has a place
         low, high = (low * 0.9, high * 1.1) if log else (low - 0.1 * (abs(low) or 1), high + 0.1 * (abs(high) or 1))
     return LossScale(low, high, log, lowest, highest)
 
 
-def _span(low: float, high: float, log: bool) -> float:
-    return float(np.log10(high / low)) if log else high - low
+def _span(low: float, high: Any, log: bool) -> Any:
+    return np.log10(high) - np.log10(low) if log else high - low
 
 
 def draw_colorbar(figure: Figure, axes: Axes, scale: LossScale) -> None:
@@ -141,3 +148,14 @@ def draw_colorbar(figure: Figure, axes: Axes, scale: LossScale) -> None:
     bar.minorticks_off()
     bar.set_label(f"{scale.label}\n{scale.note}" if scale.note else scale.label, size=7)
     bar.outline.set_linewidth(0.4)
+
+
+def log_ticks(axes: Axes, values: Array) -> None:
+    """Make the y axis logarithmic, with round numbers as ticks also where there is less than a decade."""
+    axes.set_yscale("log")
+    positive = values[np.isfinite(values) & (values > 0)]
+    if positive.size and positive.max() / positive.min() < 1e4:
+        low, high = float(positive.min()), float(positive.max())
+        levels, texts = LossScale(low, high, True, low, high).ticks(6)
+        axes.set_yticks(levels, labels=texts)
+        axes.minorticks_off()

@@ -9,6 +9,7 @@ import numpy as np
 
 from landscape.plots.checks import check_drawing, check_type
 from landscape.plots.interactive import new_plotly, plain
+from landscape.plots.scale import log_ticks
 from landscape.plots.style import WIDE, Look, PaperFigure, label, legend_columns, legend_height, looks_for, paper_style
 from landscape.results.types import Sharpness
 
@@ -94,7 +95,7 @@ def sharpness(
                 label=label(name, 28),
             )
         if log:
-            ax.set_yscale("log")
+            log_ticks(ax, finite)
         elif finite.size and finite.min() >= 0:
             ax.set_ylim(bottom=0)
         ax.set_xticks(sizes, labels=[str(m) for m in sizes])

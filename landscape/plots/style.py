@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import matplotlib.style
@@ -63,10 +63,11 @@ def paper_style(theme: str = "light") -> Iterator[None]:
 class PaperFigure(Figure):
     """A figure that is drawn and saved in the paper style wherever that happens; it is not registered with pyplot."""
 
-    def __init__(self, *args: Any, theme: str = "light", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, theme: str = "light", layout: Literal["constrained"] | None = "constrained", **kwargs: Any) -> None:
+        # the layout is not a setting of the style: a figure without a layout engine would take one from there after its first saving
         self.theme = theme
         with paper_style(theme):
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, layout=layout, **kwargs)
             FigureCanvasAgg(self)
 
     def draw(self, renderer: Any) -> None:
@@ -154,10 +155,10 @@ def label(text: object, limit: int = 40, *, end: bool = False) -> str:
 
 def number(value: float) -> str:
     """Return a number as an axis shows it, with a power of ten where that is shorter."""
-    short = f"{value:.3g}"
+    short = f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
     if "e" not in short:
         return short
-    mantissa, exponent = short.split("e")
+    mantissa, exponent = f"{value:.3g}".split("e")
     power = f"10^{{{int(exponent)}}}"
     return f"${power}$" if mantissa == "1" else rf"${mantissa}\cdot{power}$"
 

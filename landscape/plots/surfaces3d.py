@@ -77,7 +77,7 @@ def _draw(surfaces: dict[str, Surface], backend: str, theme: str, width: float, 
         tall = 0.86 * panel
         top = (0.22 if rows == 1 else 0.3) if any(surfaces) else 0.02
         height = rows * (tall + top) + (0.36 if width < 5 else 0.24)
-        figure = PaperFigure(figsize=(width, height), theme=theme, layout="none")
+        figure = PaperFigure(figsize=(width, height), theme=theme, layout=None)
         every = list(surfaces.values())
         for i, (name, surface) in enumerate(surfaces.items()):
             row, column = divmod(i, columns)
@@ -105,6 +105,9 @@ def _panel(ax: Any, surface: Surface, scale: LossScale, theme: str, view: tuple[
     low, high = scale.height(np.array([scale.low, scale.high]))
     ax.view_init(*view)
     ax.set_zlim(low, high)
+    if len(surface.x) > 1 and len(surface.y) > 1:
+        ax.set_xlim(*surface.x[[0, -1]])
+        ax.set_ylim(*surface.y[[0, -1]])
     ax.set_box_aspect((1, 1, 0.72), zoom=1.0)
     ax.set_facecolor("none")
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):

@@ -134,13 +134,9 @@ def origins_table(runs: Sequence[RunReport]) -> Table:
     costs = ["; ".join(f"{name}: {result.cost}" for name, result in results_of(run).items() if result.cost.seconds) or NONE for run in runs]
     if any(cost != NONE for cost in costs):
         rows.append(["cost", *costs])
-    hashes = {
-        r.provenance.data_sha256
-        for run in runs
-        for n, r in results_of(run).items()
-        if r.provenance.data_sha256 and not n.startswith("surface")
-    }
-    hashes -= {run.training.provenance.data_sha256 for run in runs if run.training is not None}
+    own = ("training", "gradients", "surface")  # a surface may be on fewer examples
+    measured = [result for run in runs for name, result in results_of(run).items() if not name.startswith(own)]
+    hashes = {result.provenance.data_sha256 for result in measured if result.provenance.data_sha256}
     notes = ["The runs were not all measured on the same data: compare them with care."] if len(hashes) > 1 else []
     return Table(["", *(run.name for run in runs)], rows, notes)
 

@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from landscape.plots.checks import check_drawing, check_type
 from landscape.plots.interactive import new_plotly, plain
 from landscape.plots.planes import edges
+from landscape.plots.scale import log_ticks
 from landscape.plots.style import FULL, MISSING, PALETTE, PaperFigure, label, number, paper_style
 from landscape.results.types import Array, GradientTrace
 
@@ -67,7 +68,9 @@ def _curve(ax: Axes, trace: GradientTrace, kind: str) -> None:
     if kind == "cosine":
         finite = trace.cosine[np.isfinite(trace.cosine)]
         low = float(finite.min()) if finite.size else 0.0
-        ax.set_ylim(-1.05 if low < 0 else min(0.0, low) - 0.02 if low < 0.6 else low - 0.1 * (1 - low), 1 + 0.05 * (1 - low))
+        ax.set_ylim(
+            -1.05 if low < 0 else min(0.0, low) - 0.02 if low < 0.6 else low - max(0.1 * (1 - low), 1e-6), 1 + max(0.05 * (1 - low), 1e-6)
+        )
         ax.axhline(1, color=PALETTE[7], lw=0.5, ls=":")
         return
     ax.plot(trace.step, trace.norm_x, color=PALETTE[5], lw=0.8, ls="--", label="‖∇f(x)‖")
@@ -75,7 +78,7 @@ def _curve(ax: Axes, trace: GradientTrace, kind: str) -> None:
     every = np.concatenate([trace.distance, trace.norm_x, trace.norm_y])
     every = every[np.isfinite(every)]
     if every.size and every.min() > 0 and every.max() / every.min() > 30:
-        ax.set_yscale("log")
+        log_ticks(ax, every)
     elif every.size:
         ax.set_ylim(bottom=0, top=float(every.max()) * 1.08 or 1)
     ax.set_ylabel("gradient norm")

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from landscape.plots.checks import check_drawing, check_named
 from landscape.plots.interactive import new_plotly, plain
+from landscape.plots.scale import log_ticks
 from landscape.plots.style import FULL, INK, Look, PaperFigure, label, legend_columns, legend_height, looks_for, paper_style
 from landscape.results.types import Array, TrainingHistory
 
@@ -76,7 +77,7 @@ def training(
                     ax.set_ylabel(names[kind])
                 ax.grid(True)
         if log:
-            axes[0, 0].set_yscale("log")
+            log_ticks(axes[0, 0], losses)
         if not any(len(h.epoch) for h in named.values()):
             axes[0, 0].text(0.5, 0.5, "no epochs", transform=axes[0, 0].transAxes, ha="center")
         figure.legend(handles=key, loc="outside lower center", ncols=legend_columns(texts, width))

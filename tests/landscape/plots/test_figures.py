@@ -1,0 +1,355 @@
+"""Figures from real results: what they show, that they fit, and that odd input is drawn or refused with advice."""
+
+import dataclasses
+import io
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from conftest import Ripple
+from matplotlib.figure import Figure
+
+from landscape import plots
+from landscape.plots.style import PaperFigure
+from landscape.results.types import Surface
+
+NAMES = ("sgd", "sam", "msam", "sampa-0.2")
+HOSTILE = [
+    "<script>alert(1)</script>",
+    r"$\frac{",
+    "_hidden",
+    "",
+    "a" * 300,
+    "日本語 🎉",
+    "tab\tnew\nline",
+    "%{x}",
+    "\x00\ud800",
+    r"\alpha^{2}",
+]
+
+
+def every_figure(sharp: Ripple, flat: Ripple, names: tuple[str, ...] | list[str] = NAMES, **options: Any) -> dict[str, Callable[[], Any]]:
+    """Return a call for each kind of figure, so that a test can make the ones it needs."""
+    runs = {name: (sharp, flat)[i % 2] for i, name in enumerate(names)}
+    (history, trace), planes = flat.descend("sampa", 20), {n: r.surface(13, 11) for n, r in runs.items()}
+    return {
+        "contour": lambda: plots.contour(next(iter(planes.values())), title=names[0], **options),
+        "contours": lambda: plots.contours(planes, **options),
+        "surface3d": lambda: plots.surface3d(next(iter(planes.values())), title=names[0], **options),
+        "surfaces3d": lambda: plots.surfaces3d(planes, **options),
+        "lines": lambda: plots.lines({n: r.surface(15, None) for n, r in runs.items()}, **options),
+        "spectrum": lambda: plots.spectrum(flat.density(), title=names[0], **options),
+        "spectra": lambda: plots.spectra({n: r.density() for n, r in runs.items()}, **options),
+        "eigenvalues": lambda: plots.eigenvalues({n: r.eigen() for n, r in runs.items()}, **options),
+        "sharpness": lambda: plots.sharpness({n: {m: r.sharpness(m) for m in (1, 16, 256)} for n, r in runs.items()}, **options),
+        "training": lambda: plots.training(dict.fromkeys(runs, history), **options),
+        "traces": lambda: plots.traces(trace, title=names[0], **options),
+    }
+
+
+KINDS = ("contour", "contours", "surface3d", "surfaces3d", "lines", "spectrum", "spectra", "eigenvalues", "sharpness", "training", "traces")
+
+
+def texts(figure: Figure) -> list[str]:
+    return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [plots.COLUMN, plots.FULL])
+def test_nothing_is_clipped_and_axes_are_named(kind: str, width: float, sharp: Ripple, flat: Ripple) -> None:
+    figure = every_figure(sharp, flat, width=width)[kind]()
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    page = figure.bbox
+    assert figure.get_size_inches()[0] == width
+    for text in figure.findobj(matplotlib.text.Text):
+        if not (text.get_visible() and text.get_text().strip()) or text.get_clip_on():
+            continue
+        owner = text.axes
+        if owner is not None and (not owner.get_visible() or _off(text, owner)):
+            continue
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, (text.get_text(), box, page)
+        assert box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, (text.get_text(), box, page)
+    shown = " ".join(texts(figure))
+    for word in {
+        "contour": ("direction 1 (filter-normalised)", "direction 2", "loss (log scale)"),
+        "contours": ("direction 1", "direction 2", "loss (log scale)", "sgd"),
+        "surface3d": ("x: direction 1", "y: direction 2", "loss (log scale)"),
+        "surfaces3d": ("x: direction 1", "loss (log scale)", "sampa-0.2"),
+        "lines": ("direction 1", "loss (log scale)", "accuracy", "standard error"),
+        "spectrum": ("eigenvalue", "density", "log scale"),
+        "spectra": ("eigenvalue", "density", "sgd"),
+        "eigenvalues": ("rank", "eigenvalue ± residual"),
+        "sharpness": ("examples per shard", "ρ = 0.05", "standard error"),
+        "training": ("epoch", "loss (log scale)", "accuracy"),
+        "traces": ("training step", "cosine", "layer", "norm"),
+    }[kind]:
+        assert word in shown, (word, shown)
+
+
+def _off(text: Any, axes: Any) -> bool:
+    """Say whether a tick label lies outside the range of its axis; matplotlib does not draw those."""
+    for axis in (getattr(axes, f"{name}axis", None) for name in "xyz"):
+        if axis is None:
+            continue
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if text in (tick.label1, tick.label2):
+                low, high = sorted(axis.get_view_interval())
+                return not (low <= tick.get_loc() <= high)
+    return False
+
+
+def test_panels_share_one_scale(sharp: Ripple, flat: Ripple) -> None:
+    surfaces = {"sgd": sharp.surface(), "sam": flat.surface()}
+    both = np.concatenate([s.loss.ravel() for s in surfaces.values()])
+    figure = plots.contours(surfaces)
+    limits = {c.get_clim() for ax in figure.axes[:2] for c in ax.collections if c.get_array() is not None and c.filled}
+    assert limits == {(both.min(), both.max())}
+    heights = {ax.get_zlim() for ax in plots.surfaces3d(surfaces).axes[:2]}
+    assert heights == {(np.log10(both.min()), np.log10(both.max()))}
+    interactive = plots.surfaces3d(surfaces, backend="plotly")
+    assert len({(t.cmin, t.cmax) for t in interactive.data}) == 1
+    assert len({tuple(interactive.layout[s].zaxis.range) for s in ("scene", "scene2")}) == 1
+
+
+def test_plotly_carries_the_losses_exactly(sharp: Ripple) -> None:
+    surface = sharp.surface(9, 7)
+    loss = surface.loss.copy()
+    loss[2, 3], loss[0, 0] = np.nan, 1e12
+    surface = dataclasses.replace(surface, loss=loss)
+    turned = plots.surface3d(surface, backend="plotly").data[0]
+    np.testing.assert_array_equal(turned.z, loss)
+    np.testing.assert_array_equal(turned.x, surface.x)
+    np.testing.assert_array_equal(turned.y, surface.y)
+    flat = plots.contour(surface, backend="plotly").data[0]
+    np.testing.assert_array_equal(np.asarray(flat.customdata)[..., 0], loss)
+    line = sharp.surface(21, None)
+    np.testing.assert_array_equal(plots.lines({"a": line}, backend="plotly", accuracy=False).data[-1].y, line.loss)
+
+
+def test_lowest_point_and_centre_are_marked_where_they_are(flat: Ripple) -> None:
+    surface = flat.surface(21, 21, shift=0.05)
+    row, column = np.unravel_index(surface.loss.argmin(), surface.loss.shape)
+    marks = {line.get_marker(): line.get_xydata()[0].tolist() for line in plots.contour(surface).axes[0].lines}
+    assert marks["*"] == [surface.x[column], surface.y[row]] and marks["o"] == [0, 0]
+    away = dataclasses.replace(surface, x=surface.x + 5)
+    assert "o" not in {line.get_marker() for line in plots.contour(away).axes[0].lines}
+
+
+def test_residuals_and_standard_errors_are_the_error_bars(sharp: Ripple) -> None:
+    eigen, by_m = sharp.eigen(), {m: sharp.sharpness(m) for m in (1, 16, 256)}
+    bars = plots.eigenvalues({"sgd": eigen}).axes[0].containers
+    segments = next(c for c in bars if hasattr(c, "has_yerr")).lines[2][0].get_segments()
+    np.testing.assert_allclose([s[1, 1] - s[0, 1] for s in segments], 2 * eigen.residuals)
+    error = plots.sharpness({"sgd": by_m}).axes[0].containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([s[1, 1] - s[0, 1] for s in error], [2 * by_m[1].stderr, 2 * by_m[16].stderr, 0], atol=1e-12)
+    unsure = dataclasses.replace(eigen, converged=False)
+    assert any("not converged" in t for t in texts(plots.eigenvalues({"sgd": unsure})))
+
+
+def test_band_over_seeds_is_their_range(flat: Ripple) -> None:
+    seeds = [flat.surface(15, None, shift=s) for s in (0.0, 0.1, 0.2)]
+    ax = plots.lines({"sam": seeds}).axes[0]
+    values = np.array([s.loss for s in seeds])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), values.mean(0))
+    band = ax.collections[0].get_paths()[0].vertices
+    for x, low, high in zip(seeds[0].x, values.min(0), values.max(0), strict=True):
+        assert {low, high} <= set(band[band[:, 0] == x, 1])
+
+
+def odd_surfaces(usual: Surface) -> dict[str, Surface]:
+    loss, x, y = usual.loss, usual.x, usual.y
+    spike, hole = loss.copy(), loss.copy()
+    spike[0, 0], hole[2, 2] = 1e30, np.inf
+    one = np.zeros(1)
+    changed = {
+        "nan": (loss * np.nan, x, y),
+        "hole": (hole, x, y),
+        "negative": (loss - 1, x, y),
+        "zero at the minimum": (loss - loss.min(), x, y),
+        "constant": (loss * 0 + 2, x, y),
+        "all zero": (loss * 0, x, y),
+        "spike": (spike, x, y),
+        "one row": (loss[:1], x, one),
+        "one column": (loss[:, :1], one, y),
+        "one point": (loss[:1, :1], one, one),
+        "tiny": (loss * 1e-300, x, y),
+        "huge": (loss * 1e290, x, y),
+        "descending axis": (loss, x[::-1].copy(), y),
+        "away from the centre": (loss, x * 1e-7 + 3, y),
+    }
+    nothing = {k: (np.full(v[0].shape, np.nan)) for k, v in changed.items()}
+    return {
+        k: dataclasses.replace(
+            usual, loss=v[0], x=v[1], y=v[2], accuracy=nothing[k], stderr=nothing[k], status=np.ones(v[0].shape, np.uint8)
+        )
+        for k, v in changed.items()
+    }
+
+
+@pytest.mark.parametrize("odd", odd_surfaces(Ripple().surface(9, 7)))
+def test_odd_surfaces_are_drawn(odd: str) -> None:
+    usual = Ripple().surface(9, 7)
+    surface = odd_surfaces(usual)[odd]
+    plots.contours({"odd": surface, "usual": usual}).draw_without_rendering()
+    plots.surfaces3d({"odd": surface}).draw_without_rendering()
+    for draw in (plots.contour, plots.surface3d):
+        draw(surface, backend="plotly").to_json()
+    if odd == "nan":
+        assert "no finite loss" in texts(plots.contours({"odd": surface}))
+    if odd == "negative":
+        assert any("negative" in t for t in texts(plots.contours({"odd": surface})))
+    if odd == "spike":
+        assert any("clipped" in t for t in texts(plots.contours({"odd": surface})))
+
+
+def test_empty_records_are_drawn_and_say_so(flat: Ripple) -> None:
+    history, trace = flat.descend("sampa", 3)
+    nothing = {
+        f.name: getattr(history, f.name)[:0] for f in dataclasses.fields(history) if isinstance(getattr(history, f.name), np.ndarray)
+    }
+    assert "no epochs" in texts(plots.training({"sgd": dataclasses.replace(history, **nothing)}))
+    nothing = {f.name: getattr(trace, f.name)[:0] for f in dataclasses.fields(trace) if isinstance(getattr(trace, f.name), np.ndarray)}
+    assert "no steps recorded" in texts(plots.traces(dataclasses.replace(trace, **nothing)))
+    plots.traces(dataclasses.replace(trace, **nothing), backend="plotly").to_json()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_name_is_drawn_as_text(kind: str, sharp: Ripple, flat: Ripple) -> None:
+    names = HOSTILE[:4] if kind in ("contours", "surfaces3d", "spectra") else HOSTILE
+    every_figure(sharp, flat, names)[kind]().draw_without_rendering()
+    interactive = every_figure(sharp, flat, names, backend="plotly")[kind]().to_json()
+    assert "<script" not in interactive and "\\u003cscript" not in interactive.lower()
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 8, 11])
+def test_any_number_of_methods_fits(count: int, flat: Ripple) -> None:
+    names = [f"method number {i}" for i in range(count)]
+    figure = plots.contours(dict.fromkeys(names, flat.surface(5, 5)), width=plots.FULL)
+    assert sum(bool(ax.get_title()) for ax in figure.axes) == count
+    plots.eigenvalues(dict.fromkeys(names, flat.eigen())).draw_without_rendering()
+
+
+def test_a_method_keeps_its_colour_whoever_is_beside_it() -> None:
+    all_of_them = plots.method_looks(["sgd", "SAM", "mSAM", "SAMPa-0.2", "my own"])
+    assert len({look.color for look in all_of_them.values()}) == 5
+    for name in ("sgd", "SAM", "mSAM", "SAMPa-0.2"):
+        assert plots.method_looks([name])[name] == plots.method_looks(["zzz", name, "aaa"])[name] == all_of_them[name]
+    assert plots.method_looks(["b", "a", "c"]) == plots.method_looks(["c", "b", "a"])
+    looks = plots.method_looks(f"m{i}" for i in range(16))
+    assert len(set(looks.values())) == 16
+
+
+@pytest.mark.parametrize("kind", ["contours", "surface3d", "lines", "traces"])
+def test_same_data_gives_the_same_bytes_whatever_the_users_settings(kind: str, sharp: Ripple, flat: Ripple, tmp_path: Path) -> None:
+    formats = ("pdf", "svg") if kind != "lines" else ("pdf", "png", "svg")
+    first = plots.save(every_figure(sharp, flat)[kind](), tmp_path / "a", formats, dpi=60)
+    with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "axes.facecolor": "red", "savefig.bbox": "tight"}):
+        second = plots.save(every_figure(sharp, flat)[kind](), tmp_path / "b", formats, dpi=60)
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.suffix
+
+
+def test_same_bytes_in_another_process(flat: Ripple, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from conftest import Ripple; from landscape import plots\n"
+        "r = Ripple(0.5); plots.save(plots.contours({'a': r.surface(9, 9)}), sys.argv[2] + '/x', ('pdf', 'svg'), dpi=60)"
+    )
+    folder = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", code, folder, str(tmp_path)], check=True, timeout=120)
+    plots.save(plots.contours({"a": flat.surface(9, 9)}), tmp_path / "y", ("pdf", "svg"), dpi=60)
+    for suffix in ("pdf", "svg"):
+        assert (tmp_path / f"x.{suffix}").read_bytes() == (tmp_path / f"y.{suffix}").read_bytes()
+
+
+def test_text_in_pdf_stays_text(flat: Ripple, tmp_path: Path) -> None:
+    (path,) = plots.save(plots.contour(flat.surface(9, 9)), tmp_path / "figure", "pdf")
+    content = path.read_bytes()
+    assert b"/FontFile2" in content and b"/Type3" not in content  # TrueType, as publishers ask for
+    assert b"CreationDate" not in content
+
+
+def test_drawing_leaves_matplotlib_as_it_was(sharp: Ripple, flat: Ripple) -> None:
+    before = dict(matplotlib.rcParams)
+    figures = [make() for make in every_figure(sharp, flat).values()]
+    assert dict(matplotlib.rcParams) == before
+    assert all(isinstance(figure, PaperFigure) for figure in figures)
+    if "matplotlib.pyplot" in sys.modules:
+        assert not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert figures[0]._repr_png_().startswith(b"\x89PNG")
+
+
+def test_threads_draw_the_same_bytes(flat: Ripple) -> None:
+    surface, made = flat.surface(7, 7), []
+
+    def draw(theme: str) -> None:
+        buffer = io.BytesIO()
+        plots.contour(surface, theme=theme).savefig(buffer, format="png", dpi=50)
+        made.append((theme, buffer.getvalue()))
+
+    threads = [threading.Thread(target=draw, args=(theme,)) for theme in ("light", "dark") * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 6 and len(set(made)) == 2
+
+
+def test_saving_keeps_dots_in_names_and_writes_all_or_nothing(flat: Ripple, tmp_path: Path) -> None:
+    figure = plots.contour(flat.surface(5, 5))
+    paths = plots.save(figure, tmp_path / "new" / "rho-0.05", dpi=50)
+    assert [p.name for p in paths] == ["rho-0.05.pdf", "rho-0.05.png"]
+    with pytest.raises(ValueError, match="png"):
+        plots.save(figure, tmp_path / "other", ("pdf", "docx"))
+    figure.savefig = lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
+    with pytest.raises(OSError, match="disk full"):
+        plots.save(figure, tmp_path / "half")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["new", "rho-0.05.pdf", "rho-0.05.png"]
+
+
+def test_interactive_pages_need_no_network(sharp: Ripple, flat: Ripple, tmp_path: Path) -> None:
+    figure = plots.surfaces3d({"<b>x": sharp.surface(5, 5), "b": flat.surface(5, 5)}, backend="plotly")
+    (whole,) = plots.save(figure, tmp_path / "whole")
+    text = whole.read_text()
+    assert text.count("<script") >= 2 and 'src="http' not in text and "<b>x" not in text and "scene2" in text
+    (linked,) = plots.save(figure, tmp_path / "linked", plotlyjs="directory")
+    assert linked.stat().st_size < 200_000 and (tmp_path / "plotly.min.js").stat().st_size > 1_000_000
+    assert 'src="plotly.min.js"' in linked.read_text()
+    again = plots.save(figure, tmp_path / "again", plotlyjs="directory")[0].read_text()
+    assert again.replace("again", "linked") == linked.read_text()
+    with pytest.raises(ValueError, match="backend=.matplotlib"):
+        plots.save(figure, tmp_path / "x", ("pdf",))
+
+
+def test_wrong_input_is_refused_with_advice(flat: Ripple) -> None:
+    plane, line = flat.surface(5, 5), flat.surface(5, None)
+    for call, error, match in [
+        (lambda: plots.contour(line), ValueError, "landscape.plots.lines"),
+        (lambda: plots.lines({"a": plane}), ValueError, "landscape.plots.contour"),
+        (lambda: plots.lines({"a": [line, flat.surface(7, None)]}), ValueError, "same x"),
+        (lambda: plots.lines({"a": []}), ValueError, "one Surface for each seed"),
+        (lambda: plots.contour(np.eye(3)), TypeError, "Surface, got ndarray"),
+        (lambda: plots.contours([plane]), TypeError, "dictionary"),
+        (lambda: plots.contours({}), ValueError, "at least one"),
+        (lambda: plots.contours({"a": plane, "b": 3}), TypeError, r"surfaces\['b'\]"),
+        (lambda: plots.contour(plane, backend="bokeh"), ValueError, "plotly"),
+        (lambda: plots.contour(plane, width=float("nan")), ValueError, "6.75"),
+        (lambda: plots.contour(plane, theme="pink"), ValueError, "light"),
+        (lambda: plots.contour(plane, trajectory=np.zeros((3, 3))), ValueError, "steps, 2"),
+        (lambda: plots.contour(dataclasses.replace(plane, x=plane.x[:-1])), ValueError, "shape"),
+        (lambda: plots.eigenvalues({"a": flat.eigen()}, k=0), ValueError, "k must"),
+        (lambda: plots.spectrum(flat.eigen()), TypeError, "SpectralDensity"),
+        (lambda: plots.sharpness({"a": flat.sharpness(1)}), TypeError, "from m to Sharpness"),
+        (lambda: plots.sharpness({"a": {}}), ValueError, "at least one"),
+        (lambda: plots.traces(None), TypeError, "GradientTrace"),
+        (lambda: plots.save("figure", "x"), TypeError, "figure"),
+    ]:
+        with pytest.raises(error, match=match):
+            call()
