@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch.nn.functional import cross_entropy
@@ -55,16 +55,19 @@ class Demo:
         pictures = draw_all(list(comparison.runs.values()), out / "figures")
         report = comparison.report(out / "report.html")
         print(f"\n{comparison.table()}\n")
-        print("lambda_max and trace of the Hessian and m-sharpness (rho 0.05) of the loss on the training digits, batch norm in eval mode")
+        examples = next(iter(comparison.runs.values())).eigen.provenance.examples  # type: ignore[union-attr]
+        print(f"Hessian, m-sharpness (rho 0.05) and the first three columns: on {examples} training digits, batch norm in eval mode")
         print(f"\nresults   {', '.join(str(path) for path in comparison.files.values())}")
         print(f"pictures  {len(pictures)} files in {out / 'figures'}")
         print(f"report    {report}\n\n{time.perf_counter() - started:.0f} s in all")
 
     def _compare(self, out: Path) -> Comparison:
         epochs, every = (6 if self.quick else 25), 10
-        sizes = Sizes(points=21, surface_examples=256, trace_tol=0.1, density_probes=1, density_steps=16)
-        if not self.quick:
-            sizes = Sizes(surface_examples=512, density_probes=2, density_steps=20)
+        sizes = Sizes(surface_examples=256, density_probes=2, density_steps=16)
+        measured: int | None = None
+        if self.quick:
+            sizes = replace(sizes, points=17, density_probes=1, trace_tol=0.1)
+            measured = 384
         models, histories, traces, commands = {}, {}, {}, {}
         for method in METHODS:
             config = recipe(method, epochs=epochs, seed=self.seed)
@@ -77,7 +80,7 @@ class Demo:
             for hook in hooks:
                 traces[method] = with_provenance(hook, result)
         return compare(
-            models, cross_entropy, data.train.tensors(), test_data=data.test.tensors(), out=out, sizes=sizes, seed=self.seed,
+            models, cross_entropy, data.train.take(measured).tensors(), test_data=data.test.tensors(), out=out, sizes=sizes, seed=self.seed,
             histories=histories, traces=traces, commands=commands,
         )  # fmt: skip
 

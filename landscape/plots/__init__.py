@@ -6,6 +6,7 @@ from landscape.plots.lines import lines
 from landscape.plots.report import RunReport, report
 from landscape.plots.saving import save
 from landscape.plots.scale import LossScale, loss_scale
+from landscape.plots.seeds import over_seeds
 from landscape.plots.sharpness import sharpness
 from landscape.plots.spectra import spectra, spectrum
 from landscape.plots.style import COLUMN, FULL, WIDE, Look, method_looks
@@ -26,6 +27,7 @@ __all__ = [
     "lines",
     "loss_scale",
     "method_looks",
+    "over_seeds",
     "report",
     "save",
     "sharpness",
