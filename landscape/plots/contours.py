@@ -19,6 +19,8 @@ from landscape.plots.scale import LossScale, draw_colorbar, loss_scale
 from landscape.plots.style import COLUMN, FULL, INK, MISSING, PaperFigure, grid_shape, label, legend_columns, number, paper_style
 from landscape.results.types import Array, Surface
 
+_DARK = "#101010"  # on the colours of the plane, which no theme changes
+
 
 def contour(
     surface: Surface,
@@ -174,13 +176,14 @@ def _panel(ax: Axes, surface: Surface, scale: LossScale, filled: bool, theme: st
     varied = grid and float(np.ptp(loss.compressed())) > 0
     norm = scale.norm()
     if filled and varied:
-        ax.contourf(surface.x, surface.y, loss, levels=scale.fills(), norm=norm, antialiased=False)
+        bands = ax.contourf(surface.x, surface.y, loss, levels=scale.fills(), norm=norm, antialiased=False)
+        bands.set_rasterized(True)  # else viewers of PDF and SVG show seams between the bands
     elif filled:
         ax.pcolormesh(x_edges, y_edges, loss, norm=norm)
     levels = scale.levels(10 if small else 12)
     levels = levels[(levels > loss.min()) & (levels < loss.max())]
     if varied and len(levels):
-        inks = ["#1a1a1a" if norm(v) > 0.6 else "#ffffff" for v in levels] if filled else [INK[theme]] * len(levels)
+        inks = [_DARK if norm(v) > 0.6 else "#ffffff" for v in levels] if filled else [INK[theme]] * len(levels)
         drawn = ax.contour(surface.x, surface.y, loss, levels=levels, colors=inks, alpha=0.8, linewidths=0.5)
         least = (0.45 if small else 0.3) * np.ptp(surface.x)  # a label on a smaller line would hide it
         extents = [np.ptp(np.asarray(path.vertices), axis=0).max() if len(path) else 0.0 for path in drawn.get_paths()]
@@ -211,9 +214,9 @@ _CENTRE: dict[str, Any] = {
     "mec": "white",
     "mew": 0.8,
     "ls": "none",
-    "path_effects": [patheffects.withStroke(linewidth=1.6, foreground="#1a1a1a")],
+    "path_effects": [patheffects.withStroke(linewidth=1.6, foreground=_DARK)],
 }
-_LOWEST: dict[str, Any] = {"marker": "*", "mfc": "#E69F00", "mec": "#1a1a1a", "mew": 0.3, "ls": "none"}
+_LOWEST: dict[str, Any] = {"marker": "*", "mfc": "#E69F00", "mec": _DARK, "mew": 0.3, "ls": "none"}
 
 
 def _key(surfaces: list[Surface], scale: LossScale, theme: str, trajectory: bool) -> list[Any]:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from landscape.plots.contours import contours
+from landscape.plots.eigenvalues import eigenvalues
+from landscape.plots.lines import lines
 from landscape.plots.report import RunReport
+from landscape.plots.saving import save
+from landscape.plots.sharpness import sharpness
+from landscape.plots.spectra import spectra
+from landscape.plots.style import method_looks
+from landscape.plots.surfaces3d import surfaces3d
+from landscape.plots.traces import traces
+from landscape.plots.training import training
+from landscape.progress import progress
+from landscape.results.store import file_name
 
 
 def draw_all(runs: Sequence[RunReport], out: str | Path, *, formats: Sequence[str] = ("pdf", "png"), html: bool = True) -> list[Path]:
@@ -21,30 +33,29 @@ def draw_all(runs: Sequence[RunReport], out: str | Path, *, formats: Sequence[st
     Returns:
         The files, in the order they were written.
     """
-    from landscape import plots  # the package imports this module
-
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
+    looks = method_looks(run.name for run in runs)
+    drawings: list[tuple[str, Sequence[str], Callable[[], Any]]] = []
 
-    def draw(stem: str, make: Callable[..., Any], having: dict[str, Any], **options: Any) -> None:
-        if having:
-            written.extend(plots.save(make(having, **options), folder / stem, formats=formats))
+    def plan(stem: str, make: Callable[..., Any], having: Mapping[str, Any], kinds: Sequence[str] = formats, **options: Any) -> None:
+        if having and kinds:
+            drawings.append((file_name(stem), kinds, lambda: make(having, **options)))
 
     for name in dict.fromkeys(s for run in runs for s in run.surfaces):
         surfaces = {run.name: run.surfaces[name] for run in runs if name in run.surfaces}
-        if next(iter(surfaces.values())).y is None:
-            draw(f"lines-{name}", plots.lines, surfaces)
-            continue
-        draw(f"contours-{name}", plots.contours, surfaces)
-        draw(f"surfaces-{name}", plots.surfaces3d, surfaces)
-        if html:
-            written.extend(plots.save(plots.surfaces3d(surfaces, backend="plotly"), folder / f"surfaces-{name}", formats=("html",)))
-    draw("eigenvalues", plots.eigenvalues, {run.name: run.eigen for run in runs if run.eigen is not None})
-    draw("spectra", plots.spectra, {run.name: run.density for run in runs if run.density is not None})
-    draw("sharpness", plots.sharpness, {run.name: run.sharpness for run in runs if run.sharpness})
-    draw("training", plots.training, {run.name: run.training for run in runs if run.training is not None})
+        planes = {n: s for n, s in surfaces.items() if s.y is not None}
+        plan(f"lines-{name}", lines, {n: s for n, s in surfaces.items() if s.y is None}, looks=looks)
+        plan(f"contours-{name}", contours, planes)
+        plan(f"surfaces-{name}", surfaces3d, planes)
+        plan(f"surfaces-{name}", surfaces3d, planes, ("html",) if html else (), backend="plotly")
+    plan("eigenvalues", eigenvalues, {run.name: run.eigen for run in runs if run.eigen is not None}, looks=looks)
+    plan("spectra", spectra, {run.name: run.density for run in runs if run.density is not None}, looks=looks)
+    plan("sharpness", sharpness, {run.name: run.sharpness for run in runs if run.sharpness}, looks=looks)
+    plan("training", training, {run.name: run.training for run in runs if run.training is not None}, looks=looks)
     for run in runs:
         if run.gradients is not None and len(run.gradients.step):
-            written.extend(plots.save(plots.traces(run.gradients), folder / f"gradients-{run.name}", formats=formats))
+            plan(f"gradients-{run.name}", lambda of: traces(*of.values()), {run.name: run.gradients})
+    written: list[Path] = []
+    for stem, kinds, make in progress(drawings, "drawing", "figure"):
+        written.extend(save(make(), folder / stem, kinds))
     return written

@@ -180,7 +180,7 @@ def _sections(runs: list[RunReport]) -> list[_Section]:
         if plane:
             scale = loss_scale(s.loss for s in plane.values())
             shared = f" All panels share one scale{'; ' + scale.note if scale.note else ''}."
-            flat = f"Loss on a plane through the trained weights{on}; contours are equally spaced on the scale.{shared}"
+            flat = f"Loss on a plane through the trained weights{on}; the contours lie at round losses.{shared}"
             high = "The same losses as heights."
             alt = f"Loss on a plane, {_ranges(plane)}, of {', '.join(plane)}."
             pictures = [
@@ -260,9 +260,11 @@ def _svg(figure: PaperFigure) -> str:
     buffer = io.StringIO()
     with paper_style(figure.theme):
         figure.savefig(buffer, format="svg", transparent=True, dpi=200, metadata=METADATA["svg"])
-    light, dark = INK["light"], INK["dark"]
-    rules = "".join(f'[style*="{part}: {light}"]{{{part}:{dark} !important}}' for part in ("fill", "stroke"))
-    rules += f'[style*="fill: {MISSING["light"]}"]{{fill:{MISSING["dark"]} !important}}'
+    rules = "".join(
+        f'[style*="{part}: {colors["light"]}"]{{{part}:{colors["dark"]} !important}}'
+        for part in ("fill", "stroke")
+        for colors in (INK, MISSING)
+    )
     style = f"<style>@media (prefers-color-scheme:dark){{{rules}}}</style>"
     text = buffer.getvalue()
     start = text.index(">", text.index("<svg")) + 1

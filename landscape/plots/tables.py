@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from landscape.results.types import Provenance, Result
+from landscape.results.types import Cost, Provenance, Result
 
 if TYPE_CHECKING:
     from landscape.plots.report import RunReport
@@ -37,6 +37,9 @@ def with_error(value: float | None, error: float | None = None) -> str:
     if -4 <= exponent < 6:
         exponent = 0
     value, error = value / 10.0**exponent, error / 10.0**exponent
+    if error < 1e-4 * abs(value):
+        shown = f"{value:.5g} ± {error:.0e}" if error else f"{value:.5g} ± 0"
+        return f"({shown})e{exponent:+03d}" if exponent else shown
     digits = 1 - math.floor(math.log10(error)) if error else 4
     digits = min(max(digits, 0), 8)
     shown = f"{value:.{digits}f} ± {error:.{digits}f}" if error >= 0.5 * 10.0**-digits else f"{value:.5g} ± {error:.1g}"
@@ -56,7 +59,7 @@ def methods_table(runs: Sequence[RunReport]) -> Table:
     """Return what was measured of each run, with its error bar; columns that no run has are left out."""
     sizes = sorted({m for run in runs for m in run.sharpness})
     heads = ["method", "train acc.", "test acc.", "λ_max ± residual", "trace ± s.e."]
-    heads += [f"{m}-sharpness ± s.e." for m in sizes] + ["training (s)", "gradients"]
+    heads += [f"sharpness, m = {m} ± s.e." for m in sizes] + ["training (s)", "gradients"]
     rows, notes = [], []
     for run in runs:
         row = [run.name] + [
@@ -108,18 +111,17 @@ _LABELS = {
 }
 
 
-def results_of(run: RunReport) -> dict[str, Result]:
-    """Return the measurements of a run by what they are."""
-    found: dict[str, Any] = {
-        "training": run.training,
-        "eigenvalues": run.eigen,
-        "trace": run.trace,
-        "density": run.density,
-        "gradients": run.gradients,
-        **{f"{m}-sharpness": s for m, s in run.sharpness.items()},
-        **{f"surface {name}": s for name, s in run.surfaces.items()},
+def results_of(run: RunReport) -> dict[str, list[Result]]:
+    """Return the results of a run by what they are about."""
+    found: dict[str, list[Any]] = {
+        "training": [run.training],
+        "Hessian": [run.eigen, run.trace, run.density],
+        "sharpness": list(run.sharpness.values()),
+        "surfaces": list(run.surfaces.values()),
+        "gradients": [run.gradients],
     }
-    return {name: result for name, result in found.items() if result is not None}
+    there = {about: [result for result in results if result is not None] for about, results in found.items()}
+    return {about: results for about, results in there.items() if results}
 
 
 def origins_table(runs: Sequence[RunReport]) -> Table:
@@ -131,27 +133,34 @@ def origins_table(runs: Sequence[RunReport]) -> Table:
             rows.append([_LABELS.get(entry.name, entry.name), *row])
     for key in dict.fromkeys(str(key) for run in runs for key in run.attributes):
         rows.append([key.replace("_", " "), *(_short(run.attributes.get(key, NONE)) for run in runs)])
-    costs = ["; ".join(f"{name}: {result.cost}" for name, result in results_of(run).items() if result.cost.seconds) or NONE for run in runs]
-    if any(cost != NONE for cost in costs):
-        rows.append(["cost", *costs])
-    own = ("training", "gradients", "surface")  # a surface may be on fewer examples
-    measured = [result for run in runs for name, result in results_of(run).items() if not name.startswith(own)]
+    for about in dict.fromkeys(about for run in runs for about in results_of(run)):
+        costs = [_cost(results_of(run).get(about, [])) for run in runs]
+        if any(cost != NONE for cost in costs):
+            rows.append([f"cost of {about}", *costs])
+    measured = [result for run in runs for about in ("Hessian", "sharpness") for result in results_of(run).get(about, [])]
     hashes = {result.provenance.data_sha256 for result in measured if result.provenance.data_sha256}
-    notes = ["The runs were not all measured on the same data: compare them with care."] if len(hashes) > 1 else []
+    notes = ["A forward, a gradient or a product with the Hessian (hvp) is counted as one where it goes over the whole data once."]
+    notes += ["The runs were not all measured on the same data: compare them with care."] if len(hashes) > 1 else []
     return Table(["", *(run.name for run in runs)], rows, notes)
 
 
 def _origin(run: RunReport, name: str) -> str:
     values: dict[str, list[str]] = {}
-    for kind, result in results_of(run).items():
-        value = getattr(result.provenance, name)
-        if value not in (None, "", 0) or (name == "seed" and value == 0):
-            values.setdefault(_short(value), []).append(kind)
+    for about, results in results_of(run).items():
+        for result in results:
+            value = getattr(result.provenance, name)
+            if value not in (None, "", 0) or (name == "seed" and value == 0):
+                values.setdefault(_short(value), []).append(about)
     if name == "created_at":
         return min(values, default=NONE)
     if len(values) <= 1:
         return next(iter(values), NONE)
-    return "; ".join(f"{value} ({', '.join(kinds)})" for value, kinds in values.items())
+    return "; ".join(f"{value} ({', '.join(dict.fromkeys(of))})" for value, of in values.items())
+
+
+def _cost(results: Sequence[Result]) -> str:
+    total = {entry.name: sum(getattr(result.cost, entry.name) for result in results) for entry in fields(Cost)}
+    return str(Cost(**total)) if any(total.values()) else NONE
 
 
 def _short(value: object) -> str:

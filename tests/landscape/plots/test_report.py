@@ -138,11 +138,11 @@ def test_table_holds_the_numbers_with_their_errors(runs: list[RunReport]) -> Non
 
 
 def test_runs_on_different_data_are_pointed_out(runs: list[RunReport]) -> None:
-    assert origins_table(runs).notes == []
+    assert not any("same data" in note for note in origins_table(runs).notes)
     eigen = runs[1].eigen
     assert eigen is not None
     other = dataclasses.replace(eigen, provenance=dataclasses.replace(eigen.provenance, data_sha256="ef" * 32))
-    assert "same data" in origins_table([runs[0], dataclasses.replace(runs[1], eigen=other)]).notes[0]
+    assert any("same data" in note for note in origins_table([runs[0], dataclasses.replace(runs[1], eigen=other)]).notes)
 
 
 def test_a_run_of_which_nothing_is_known_is_reported(tmp_path: Path) -> None:
@@ -175,6 +175,7 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
         (-1.5, 0.25, "-1.50 ± 0.25"),
         (0.01, 2.0, "0.0 ± 2.0"),
         (2.0, 1e-12, "2 ± 1e-12"),
+        (22.46375, 2.7e-5, "22.464 ± 3e-05"),
         (float("nan"), 1.0, "–"),
         (None, None, "–"),
     ],
