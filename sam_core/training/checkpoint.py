@@ -137,7 +137,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         config = TrainConfig.from_dict(content["config"])
         model = models.make(**content["network"])
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path}: its configuration cannot be used: {one_line(error)}") from None
     load_into(model, content["model"], str(path), f"model {content['network'].get('name')}")
     training = content["training"]

@@ -338,6 +338,7 @@ def test_contents_that_do_not_fit_are_named(good: Path, tmp_path: Path) -> None:
     assert "unknown model 'resnet7'" in message(network__name="resnet7")
     assert "its configuration cannot be used" in message(network__surprise=1)
     assert "its configuration cannot be used" in message(network={})
+    assert "its configuration cannot be used" in message(network__num_classes=10**15)
     assert "its state of training is damaged: 'history' is missing" in message(training={})
     assert "its state of training is damaged" in message(training__history=[{"epoch": 1}])
     assert "its state of training is damaged" in message(training__step="soon")

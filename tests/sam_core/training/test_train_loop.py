@@ -160,6 +160,15 @@ def test_hooks_do_not_change_the_training(model: tuple, method: str) -> None:
     assert not torch.backends.cudnn.deterministic
 
 
+def test_the_seed_of_the_record_decides_dropout_too() -> None:
+    config = TrainConfig(**{**SMALL, "epochs": 1, "model": "vit_tiny", "model_options": ("dropout=0.3", "width=8", "depth=1", "heads=2")})
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        results.append(vector(train(config, progress=False).model))
+    assert torch.equal(*results)
+
+
 def test_hooks_are_called_in_order_with_the_numbers_they_expect() -> None:
     calls: list[tuple] = []
 
