@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from landscape.curvature import hessian_trace, spectral_density, top_eigenpairs
 from landscape.objective import Objective
 from landscape.plots import RunReport
 from landscape.plots import report as write_report
+from landscape.plots.tables import methods_table
 from landscape.results import store
 from landscape.results.types import Eigenpairs, GradientTrace, Result, Sharpness, SpectralDensity, TraceEstimate, TrainingHistory
 from landscape.sharpness import m_sharpness
@@ -47,6 +46,24 @@ class Sizes:
     surface_examples: int | None = None
     """Examples of the data that surfaces are computed on, the first ones; None for all."""
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be, before anything is measured."""
+        least = {"eigenpairs": 1, "density_probes": 1, "density_steps": 2, "points": 2}
+        if self.surface_examples is not None:
+            least["surface_examples"] = 1
+        for name, low in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"sizes: {name} must be a whole number of at least {low}, got {value!r}")
+        for name in ("eigen_tol", "trace_tol", "span"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"sizes: {name} must be a positive number, got {getattr(self, name)!r}")
+        if not 0 <= self.rho < math.inf:
+            raise ValueError(f"sizes: rho must be at least 0 and finite, got {self.rho!r}")
+        object.__setattr__(self, "shards", tuple(self.shards))
+        if any(isinstance(m, bool) or not isinstance(m, int) or m < 1 for m in self.shards):
+            raise ValueError(f"sizes: shards must be whole numbers of at least 1 (examples per shard), got {self.shards!r}")
+
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
@@ -61,7 +78,7 @@ class Comparison:
 
     def table(self) -> str:
         """Return one line per model: accuracies, curvature and sharpness with their error bars, and what they cost."""
-        return text_table(list(self.runs.values()))
+        return methods_table(list(self.runs.values())).text()
 
     def __repr__(self) -> str:
         return self.table()
@@ -110,6 +127,13 @@ def compare(
     """
     if not models:
         raise ValueError("models is empty: give at least one, such as {'sgd': model}")
+    for name in models:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"models: a name must be a text that is not blank, got {name!r}")
+    for what, given in (("histories", histories), ("traces", traces), ("commands", commands)):
+        unknown = [name for name in given or {} if name not in models]
+        if unknown:
+            raise ValueError(f"{what} has {unknown[0]!r}, which is none of the models {', '.join(map(repr, models))}")
     reference = next(iter(models)) if reference is None else reference
     if reference not in models:
         raise ValueError(f"reference must be one of {', '.join(map(repr, models))}, got {reference!r}")
@@ -121,11 +145,13 @@ def compare(
             raise ValueError(f"models {reference!r} and {name!r} differ in their parameters' names or shapes: they share no plane")
     subset = None if sizes.surface_examples is None else _first_examples(data, sizes.surface_examples)
     plane = random_plane(objectives[reference], normalize="filter", seed=seed)
-    comparison = Comparison()
-    for name, objective in objectives.items():
-        path = None if out is None else Path(out) / f"{_file_stem(name)}.h5"
+    paths = {name: None if out is None else Path(out) / f"{store.file_name(name)}.h5" for name in models}
+    for path in paths.values():
         if path is not None:
             store.check_writable(path)
+    comparison = Comparison()
+    for name, objective in objectives.items():
+        path = paths[name]
         run = RunReport(
             name=name,
             training=(histories or {}).get(name),
@@ -167,50 +193,70 @@ def measure(
     over = surface_objective or objective
     axis = (-sizes.span, sizes.span, sizes.points)
     if path is not None:
+        about = {"command": run.command} if run.command else {}
         for result in (run.training, run.gradients):
             if result is not None:
-                store.save(path, result)
+                store.save(path, result, run=about)
 
-    def step(kind: type[R], on: Objective, compute: Callable[[], R], **settings: Any) -> R:
-        result = None if path is None else _already_there(path, kind, on, seed, settings)
+    def step(kind: type[R], on: Objective, compute: Callable[[], R], fits: Callable[[R], bool]) -> R:
+        result = None if path is None else _already_there(path, kind, on, seed, fits)
         if result is None:
             result = compute()
             if path is not None:
-                store.save(path, result, vectors=objective.size <= _STORED_VECTOR)
+                store.save(path, result, run={"config": {"final": dict(run.attributes)}}, vectors=objective.size <= _STORED_VECTOR)
         return result
 
     k = min(sizes.eigenpairs, objective.size)
-    eigen = step(Eigenpairs, objective, lambda: top_eigenpairs(objective, k=k, tol=sizes.eigen_tol, seed=seed), tol=sizes.eigen_tol)
+    eigen = step(
+        Eigenpairs,
+        objective,
+        lambda: top_eigenpairs(objective, k=k, tol=sizes.eigen_tol, seed=seed),
+        lambda r: (r.tol, len(r.values), r.which) == (sizes.eigen_tol, k, "magnitude"),
+    )
     known = eigen if eigen.vectors is not None else None
     trace = step(
-        TraceEstimate, objective, lambda: hessian_trace(objective, tol=sizes.trace_tol, seed=seed, eigenpairs=known), tol=sizes.trace_tol
+        TraceEstimate,
+        objective,
+        lambda: hessian_trace(objective, tol=sizes.trace_tol, seed=seed, eigenpairs=known),
+        lambda r: r.tol == sizes.trace_tol,
     )
+    probes, steps = sizes.density_probes, min(sizes.density_steps, objective.size)
     density = step(
         SpectralDensity,
         objective,
-        lambda: spectral_density(objective, probes=sizes.density_probes, steps=min(sizes.density_steps, objective.size), seed=seed),
+        lambda: spectral_density(objective, probes=probes, steps=steps, seed=seed),
+        lambda r: r.nodes.shape == (probes, steps),
     )
+    # Statistics of a batch of one example are none: with those of each batch, per-example sharpness does not exist.
+    shards = [m for m in sizes.shards if m > 1 or objective.batch_norm == "eval"]
     sharpness = {
-        m: step(Sharpness, objective, partial(m_sharpness, objective, rho=sizes.rho, m=m), rho=sizes.rho, m=m)
-        for m in dict.fromkeys(min(m, objective.examples) for m in sizes.shards)
+        m: step(
+            Sharpness,
+            objective,
+            partial(m_sharpness, objective, rho=sizes.rho, m=m),
+            lambda r, m=m: (r.measure, r.rho, r.m, r.p) == ("m_sharpness", sizes.rho, m, 2),  # type: ignore[misc]
+        )
+        for m in dict.fromkeys(min(m, objective.examples) for m in shards)
     }
     # A surface keeps itself in the file while it grows, and finds itself there again.
     surfaces = {name: loss_surface(over, plane, x=axis, y=y, out=path, name=name) for name, y in (("line", None), ("plane", axis))}
     return replace(run, eigen=eigen, trace=trace, density=density, sharpness=sharpness, surfaces=surfaces)
 
 
-def _already_there(path: Path, kind: type[R], objective: Objective, seed: int, settings: Mapping[str, Any]) -> R | None:
+# What two measurements must have in common to be of the same question, beside their own settings.
+_SAME = ("parameter_sha256", "data_sha256", "dtype", "batch_norm", "device", "loss_at_parameters", "varied_sha256")
+
+
+def _already_there(path: Path, kind: type[R], objective: Objective, seed: int, fits: Callable[[R], bool]) -> R | None:
     """Return a result that an earlier, interrupted comparison left in the file, if it answers the same question."""
     if not path.exists():
         return None
     now = objective.provenance(seed)
     for group in store.groups(path):
         result = store.load(path, group)
-        if not isinstance(result, kind) or any(getattr(result, name) != value for name, value in settings.items()):
-            continue
         then = result.provenance
-        on = [(p.parameter_sha256, p.data_sha256, p.dtype, p.batch_norm) for p in (then, now)]
-        if on[0] == on[1] and then.seed in (seed, None):
+        same = all(getattr(then, name) == getattr(now, name) for name in _SAME if hasattr(now, name))
+        if isinstance(result, kind) and same and then.seed in (seed, None) and fits(result):
             return result
     return None
 
@@ -229,55 +275,3 @@ def _first_examples(data: Any, count: int) -> Any:
     if isinstance(data, tuple) and all(isinstance(t, Tensor) for t in data):
         return tuple(t[:count] for t in data)
     raise ValueError("sizes.surface_examples cuts data given as a tuple of tensors; give other data in the size you want")
-
-
-def _file_stem(name: str) -> str:
-    """Return a name that is safe in any folder; what cannot stay is replaced, and a hash keeps two such names apart."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:80]
-    return safe if safe == name else f"{safe or 'run'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def text_table(runs: Sequence[RunReport]) -> str:
-    """Return one line per run: accuracies, curvature and sharpness with error bars, and what training cost."""
-    shards = list(dict.fromkeys(m for run in runs for m in run.sharpness))
-    header = [
-        "method",
-        "train acc",
-        "test acc",
-        "loss",
-        "lambda_max ± residual",
-        "trace ± se",
-        *(f"m-sharpness m={m} ± se" for m in shards),
-    ]
-    rows = [[*header, "train s", "gradients"]]
-    for run in runs:
-        given = run.attributes
-        trained = run.training
-        cells = [run.name, *(_share(given.get(key)) for key in ("train_accuracy", "test_accuracy", "train_loss"))]
-        cells.append("" if run.eigen is None else with_error(run.eigen.values[0], run.eigen.residuals[0]))
-        cells.append("" if run.trace is None else with_error(run.trace.value, run.trace.stderr))
-        for m in shards:
-            cells.append(with_error(run.sharpness[m].value, run.sharpness[m].stderr) if m in run.sharpness else "")
-        cells.append("" if trained is None else f"{trained.seconds[-1]:.1f}")
-        cells.append("" if trained is None else f"{trained.gradients_computed[-1]:.0f}")
-        rows.append(cells)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def with_error(value: float, error: float) -> str:
-    """Return a value and its error bar, the error with two digits and the value as far as that, but at most five digits."""
-    if not math.isfinite(error) or error <= 0:
-        return f"{value:.4g}"
-    size = math.floor(math.log10(abs(value))) if value else 0
-    digits = 1 - math.floor(math.log10(error))
-    if digits + size > 4 or abs(value) >= 1e5:
-        return f"{value:.5g} ± {error:.1g}"
-    return f"{value:.{max(digits, 0)}f} ± {error:.{max(digits, 0)}f}"
-
-
-def _share(value: Any) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.4f}"

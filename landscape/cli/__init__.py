@@ -43,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, TypeError, OSError) as error:
+    except Exception as error:
         if os.environ.get("LANDSCAPE_DEBUG"):
             raise
-        print(f"landscape: {' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, ValueError | OSError):  # from a model or data set of the user's own, or from us
+            said = f"{type(error).__name__}: {said[:500]} (LANDSCAPE_DEBUG=1 shows where)"
+        print(f"landscape: {said}", file=sys.stderr)
         return 2
     return 0
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch.nn.functional import cross_entropy
 
 import sam_core
@@ -47,6 +48,15 @@ class Demo:
 
     def run(self) -> None:
         """Do it all and print one table and the paths of what was written."""
+        # The network is so small that threads wait for each other longer than they compute, and the more so beside other work.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            self._run()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _run(self) -> None:
         started = time.perf_counter()
         out = self.out / "quick" if self.quick else self.out
         if self.fresh and out.exists():

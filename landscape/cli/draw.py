@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Literal, TypeVar
 
 import tyro
 
+from landscape.cli.source import check_one_model
 from landscape.plots import RunReport
 from landscape.plots import report as write_report
 from landscape.plots.gallery import draw_all
@@ -76,32 +79,48 @@ def run_reports(files: Sequence[Path]) -> list[RunReport]:
     """Read everything that result files hold; runs are named after their method, or their file where two have the same."""
     if not files:
         raise ValueError("give at least one result file, such as runs/sam/run.h5")
-    runs = [_run_report(path) for path in files]
+    read = {path: _read(path) for path in files}
+    # One table compares sharpness at one rho and p: those that most files have.
+    settings = Counter(key for results in read.values() for key in {(r.measure, r.rho, r.p) for r in results if isinstance(r, Sharpness)})
+    chosen = settings.most_common(1)[0][0] if settings else None
+    if len(settings) > 1:
+        print(f"landscape: sharpness was measured in {len(settings)} ways; shown is rho {chosen[1]:g}, p {chosen[2]:g}", file=sys.stderr)  # type: ignore[index]
+    runs = [_run_report(path, results, chosen) for path, results in read.items()]
     names = [run.name for run in runs]
-    return [replace(run, name=_name_of(path)) if names.count(run.name) > 1 else run for run, path in zip(runs, files, strict=True)]
+    runs = [replace(run, name=_name_of(path)) if names.count(run.name) > 1 else run for run, path in zip(runs, read, strict=True)]
+    names = [run.name for run in runs]
+    return [replace(run, name=str(path)) if names.count(run.name) > 1 else run for run, path in zip(runs, read, strict=True)]
+
+
+def _read(path: Path) -> list[Result]:
+    """Return the results in a file, which must all be of one model."""
+    results = [store.load(path, group, vectors=False) for group in store.open(path).groups()]
+    check_one_model(path, results)
+    return results
 
 
 def _name_of(path: Path) -> str:
     return path.resolve().parent.name if path.name == "run.h5" else path.stem
 
 
-def _run_report(path: Path) -> RunReport:
-    file = store.open(path)
-    results = [store.load(path, group, vectors=False) for group in file.groups()]
+def _run_report(path: Path, results: Sequence[Result], sharpness: tuple[str, float, float] | None) -> RunReport:
+    attributes = store.attributes(path)
 
     def the(kind: type[R]) -> R | None:
         return next((result for result in results if isinstance(result, kind)), None)
 
     training = the(TrainingHistory)
+    config = attributes.get("config")
+    final = config.get("final", {}) if isinstance(config, dict) else {}
     return RunReport(
         name=training.method if training is not None else _name_of(path),
         training=training,
         eigen=the(Eigenpairs),
         trace=the(TraceEstimate),
         density=the(SpectralDensity),
-        sharpness={result.m: result for result in results if isinstance(result, Sharpness)},
+        sharpness={r.m: r for r in results if isinstance(r, Sharpness) and (r.measure, r.rho, r.p) == sharpness},
         surfaces={result.name: result for result in results if isinstance(result, Surface)},
         gradients=the(GradientTrace),
-        command=str(file.attributes.get("command", "")),
-        attributes={},
+        command=str(attributes.get("command", "")),
+        attributes=final if isinstance(final, dict) else {},
     )

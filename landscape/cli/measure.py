@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from landscape.cli.source import Source
+import sam_core
+from landscape.cli.source import Source, check_one_model
 from landscape.curvature import hessian_trace, spectral_density, top_eigenpairs
 from landscape.objective import Objective
 from landscape.results import store
@@ -34,8 +35,12 @@ class Hessian:
         """Measure, print and save."""
         if not 0 <= self.trace_tol < 1:
             raise ValueError(f"--trace-tol must be at least 0 and below 1, got {self.trace_tol}")
+        if self.k < 1:
+            raise ValueError(f"--k must be at least 1, got {self.k}")
+        if not 0 < self.tol < 1:
+            raise ValueError(f"--tol must be above 0 and below 1, got {self.tol}")
         objective = self.source.objective()
-        path = _writable(self.source.results_file())
+        path = _file_for(self.source, objective)
         _loss_line(objective)
         seed = self.source.seed
         eigen = top_eigenpairs(objective, k=self.k, tol=self.tol, seed=seed)
@@ -53,17 +58,23 @@ class Sharpness:
     source: Source = field(default_factory=Source)
     rho: float = 0.05
     """Radius of the climb."""
-    m: tuple[int, ...] = (1, 16, 128)
-    """Examples per shard (Foret et al. 2021), one measurement each. (In mSAM, m is the number of shards.)"""
+    m: tuple[int, ...] | None = None
+    """Examples per shard (Foret et al. 2021), one measurement each; by default 1, 16 and 128. (In mSAM, m is the number of shards.)"""
     p: float = 2.0
     """The climb stays in a ball of the p-norm, 1 <= p <= inf."""
 
     def run(self) -> None:
         """Measure, print and save."""
+        sam_core.PNorm(self.rho, self.p)  # refuses a radius or norm that cannot be
         objective = self.source.objective()
-        path = _writable(self.source.results_file())
+        examples = objective.examples
+        for m in self.m or ():
+            if not 1 <= m <= examples:
+                raise ValueError(f"--m must be between 1 and {examples}, the number of examples, got {m}")
+        path = _file_for(self.source, objective)
         _loss_line(objective)
-        for m in self.m:
+        first = 1 if objective.batch_norm == "eval" else 2  # a batch of one example has no statistics
+        for m in self.m or dict.fromkeys(min(m, examples) for m in (1, 16, 128) if m >= first):
             _keep(path, m_sharpness(objective, rho=self.rho, m=m, p=self.p), f"m = {m}")
 
 
@@ -88,7 +99,7 @@ class Surface:
     def run(self) -> None:
         """Measure, print and save."""
         objective = self.source.objective()
-        path = _writable(self.source.results_file())
+        path = _file_for(self.source, objective)
         _loss_line(objective)
         normalize = None if self.normalize == "none" else self.normalize
         if self.like is None:
@@ -102,9 +113,13 @@ class Surface:
         print(f"{'':>12}  {surface.cost}\n{'saved in':>12}  {path}\ndraw it with: landscape plot {path}")
 
 
-def _writable(path: Path) -> Path:
-    """Find out before long work whether its result can be written."""
+def _file_for(source: Source, objective: Objective) -> Path:
+    """Find out before long work whether its result can be written, and belongs into that file."""
+    path = source.results_file()
     store.check_writable(path)
+    if path.exists():
+        held = [store.load(path, group, vectors=False) for group in store.groups(path) if not group.startswith("partial/")]
+        check_one_model(path, held, objective.parameter_sha256)
     return path
 
 

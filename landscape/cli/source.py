@@ -7,7 +7,7 @@ import importlib
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import sam_core
 from landscape.objective import Objective
+from landscape.results.types import GradientTrace, Result
 from sam_core.training import build_data
 
 _LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": functional.cross_entropy, "mse": functional.mse_loss}
@@ -112,6 +113,15 @@ class Source:
         if self.checkpoint is not None:
             load_state(model, self.checkpoint)
         return model, load(self.data), loss_named(self.loss)
+
+
+def check_one_model(path: Path, results: Sequence[Result], parameter_sha256: str | None = None) -> None:
+    """Refuse to mix numbers of two models in one file. A gradient trace may be of another run: it follows training, not a model."""
+    found = {r.provenance.parameter_sha256 for r in results if not isinstance(r, GradientTrace) and r.provenance.parameter_sha256}
+    if parameter_sha256 is not None and found - {parameter_sha256}:
+        raise ValueError(f"{path} holds results of other weights than these: give --out another file")
+    if len(found) > 1:
+        raise ValueError(f"{path} holds results of {len(found)} models: measure each into a file of its own")
 
 
 def device_named(name: str) -> torch.device:

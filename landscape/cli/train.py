@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import tyro
 from torch.nn.functional import cross_entropy
 
@@ -38,7 +39,8 @@ class Train:
         """Train, save and say how it went."""
         hooks = [] if self.trace_every is None else [trace_hook(self.config, self.trace_every)]
         path = self.out / "run.h5"
-        store.check_writable(path)
+        if path.exists():
+            store.check_writable(path)
         result = sam_core.train(self.config, hooks, out=self.out, resume=self.resume, overwrite=self.overwrite)
         save_training(path, result, hooks)
         last = result.history[-1]
@@ -98,10 +100,37 @@ def trace_hook(config: TrainConfig, every: int) -> GradientTraceHook:
 
 
 def save_training(path: Path, result: TrainResult, hooks: list[GradientTraceHook]) -> None:
-    """Write the history of a run, and its gradient trace if there is one, into the run's file."""
-    store.save(path, history_of(result), run={"config": result.config.to_dict()})
+    """Write the history of a run, and its gradient trace if there is one, into the run's file; numbers of earlier weights move aside."""
+    history = history_of(result)
+    _move_aside(path, history.provenance.parameter_sha256)
+    store.save(path, history, run={"config": result.config.to_dict() | {"final": _final(result)}})
     for hook in hooks:
         store.save(path, with_provenance(hook, result))
+
+
+def _move_aside(path: Path, parameter_sha256: str) -> None:
+    """Rename a file whose measurements are of the weights before this training, so that nobody takes them for those of the new ones."""
+    if not path.exists():
+        return
+    held = [store.load(path, group, vectors=False).provenance.parameter_sha256 for group in store.groups(path) if "partial/" not in group]
+    old = next((sha for sha in held if sha not in ("", parameter_sha256)), None)
+    if old is not None:
+        aside = path.with_name(f"{path.stem}-{old[:8]}{path.suffix}")
+        path.replace(aside)
+        print(f"results of the weights before moved to {aside}")
+
+
+def _final(result: TrainResult) -> dict[str, float]:
+    """Return loss and accuracy of the trained weights; those in the history were taken while they moved."""
+    found: dict[str, float] = {}
+    for part, examples in (("train", result.data.train), ("test", result.data.test)):
+        loss, accuracy = Objective(result.model, cross_entropy, examples.tensors(), device=_device(result)).evaluate()
+        found |= {f"{part}_loss": float(loss), f"{part}_accuracy": float(accuracy)}
+    return found
+
+
+def _device(result: TrainResult) -> torch.device:
+    return next(result.model.parameters()).device
 
 
 def with_provenance(hook: GradientTraceHook, result: TrainResult) -> GradientTrace:
@@ -131,4 +160,4 @@ def history_of(result: TrainResult) -> TrainingHistory:
 
 
 def _provenance(result: TrainResult) -> Provenance:
-    return Objective(result.model, cross_entropy, result.data.train.tensors(), device="cpu").provenance(result.config.seed)
+    return Objective(result.model, cross_entropy, result.data.train.tensors(), device=_device(result)).provenance(result.config.seed)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from landscape.results.numbers import NONE, with_error
 from landscape.results.types import Cost, Provenance, Result
 
 if TYPE_CHECKING:
     from landscape.plots.report import RunReport
-
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -25,25 +24,15 @@ class Table:
     rows: list[list[str]]
     notes: list[str]
 
-
-def with_error(value: float | None, error: float | None = None) -> str:
-    """Return a value rounded to two digits of its error, such as 2.213 ± 0.012 or (1.23 ± 0.04)e+07; four digits where none is known."""
-    if value is None or not math.isfinite(value):
-        return NONE
-    if error is None or not math.isfinite(error) or error < 0:
-        return f"{value:.4g}"
-    scale = max(abs(value), error)
-    exponent = math.floor(math.log10(scale)) if scale else 0
-    if -4 <= exponent < 6:
-        exponent = 0
-    value, error = value / 10.0**exponent, error / 10.0**exponent
-    if error < 1e-4 * abs(value):
-        shown = f"{value:.5g} ± {error:.0e}" if error else f"{value:.5g} ± 0"
-        return f"({shown})e{exponent:+03d}" if exponent else shown
-    digits = 1 - math.floor(math.log10(error)) if error else 4
-    digits = min(max(digits, 0), 8)
-    shown = f"{value:.{digits}f} ± {error:.{digits}f}" if error >= 0.5 * 10.0**-digits else f"{value:.5g} ± {error:.1g}"
-    return f"({shown})e{exponent:+03d}" if exponent else shown
+    def text(self) -> str:
+        """Return the table for a terminal."""
+        every = [self.heads, *self.rows]
+        widths = [max(len(row[i]) for row in every) for i in range(len(self.heads))]
+        lines = [
+            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            for row in every
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *self.notes])
 
 
 def accuracy(run: RunReport, part: str) -> float | None:

@@ -155,6 +155,11 @@ def remove_partial(path: PathLike, name: str, *, wait: float = 10.0) -> None:
 def check_writable(path: PathLike, *, wait: float = 10.0) -> None:
     """Find out before a long computation whether its result can be stored in a file; nothing is changed."""
     target = Path(os.path.realpath(path))
+    nearest = next(folder for folder in target.parents if folder.exists())
+    if nearest != target.parent:  # made when there is something to put into it
+        if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+            raise StoreError(f"cannot write {path}: {nearest} is no folder that can be written to; choose another place")
+        return
     with writing(target, wait):
         if target.exists():
             with _reading(target) as file:

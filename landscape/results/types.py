@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.results.numbers import with_error
+
 Array = NDArray[np.float64]
 
 
@@ -89,7 +91,7 @@ class Eigenpairs(Result):
 
     def summary(self) -> str:
         """Return the eigenvalues with their residuals."""
-        shown = ", ".join(f"{v:.4g} ± {r:.1g}" for v, r in zip(self.values[:5], self.residuals[:5], strict=True))
+        shown = ", ".join(with_error(v, r) for v, r in zip(self.values[:5], self.residuals[:5], strict=True))
         return f"{shown}{', ...' if len(self.values) > 5 else ''} ({'' if self.converged else 'NOT '}converged, {self.matvecs} products)"
 
 
@@ -109,7 +111,7 @@ class TraceEstimate(Result):
 
     def summary(self) -> str:
         """Return the trace with its standard error."""
-        return f"{self.value:.5g} ± {self.stderr:.2g} ({'' if self.converged else 'NOT '}converged, {self.matvecs} products)"
+        return f"{with_error(self.value, self.stderr)} ({'' if self.converged else 'NOT '}converged, {self.matvecs} products)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,7 +150,7 @@ class Sharpness(Result):
 
     def summary(self) -> str:
         """Return the value with its standard error."""
-        return f"{self.measure} {self.value:.4g} ± {self.stderr:.2g} (rho {self.rho:g}, m {self.m})"
+        return f"{self.measure} {with_error(self.value, self.stderr)} (rho {self.rho:g}, m {self.m})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 import landscape
 import sam_core
 from landscape.cli import main
+from landscape.results.numbers import with_error
 from sam_core.training import build_data
 
 SMALL = ["--train-examples", "128", "--test-examples", "64", "--epochs", "2", "--device", "cpu"]
@@ -66,7 +67,7 @@ def test_measurements_are_those_of_the_python_calls(run: Path, capsys: pytest.Ca
     file, same = landscape.open(run / "run.h5"), objective(run)
     eigen = landscape.top_eigenpairs(same, k=2)
     np.testing.assert_allclose(file.eigen.values, eigen.values, rtol=1e-5)
-    assert f"{eigen.values[0]:.4g}" in printed
+    assert with_error(eigen.values[0], eigen.residuals[0])[:7] in printed
     sharp = landscape.m_sharpness(same, rho=0.05, m=16)
     assert [r.value for r in file.sharpness.values() if r.m == 16] == pytest.approx([sharp.value], rel=1e-5)
     plane = landscape.random_plane(same)
@@ -150,6 +151,10 @@ def test_anybodys_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["hessian", "evil.pt", "--model", "os:nothing", "--data", "os:nothing"], "os:nothing"),
         (["hessian", "--model", "nomodule:net", "--data", "x:y"], "cannot import 'nomodule'"),
         (["inspect", "notes.txt"], "notes.txt"),
+        (["sharpness", "{run}", "--m", "16", "1000", "--out", "new/run.h5"], "between 1 and 128"),
+        (["hessian", "{run}", "--k", "0", "--out", "new/run.h5"], "--k must be"),
+        (["hessian", "{run}", "--out", "other.h5"], "other weights"),
+        (["report", "two.h5"], "2 models"),
         (["plot"], "at least one result file"),
         (["report", "no.h5"], "no.h5"),
     ],
@@ -165,13 +170,18 @@ def test_mistakes_are_one_line_and_exit_code_2(
     with h5py.File("foreign.h5", "w") as file:
         file["a"] = 1
     torch.save(Evil(), "evil.pt")
+    for scale in (1, 2):
+        model = torch.nn.Linear(2, 2).requires_grad_()
+        other = landscape.Objective(model, cross_entropy, (torch.eye(2) * scale, torch.arange(2)))
+        for name in ("other.h5", "two.h5")[scale - 1 :]:
+            landscape.save(name, landscape.m_sharpness(other, rho=0.1 * scale, m=2))
     before = sorted(p.name for p in tmp_path.rglob("*"))
     content = (run / "run.h5").read_bytes()
     assert main([a.format(run=run) for a in arguments]) == 2
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1 and words in printed.err, printed.err
     left = {p.name for p in tmp_path.rglob("*")} - set(before)
-    assert left <= {"x"} and not list((tmp_path / "x").glob("*.pt")), left
+    assert not left or left == {"x"} and not list((tmp_path / "x").glob("*")), left
     assert (run / "run.h5").read_bytes() == content and not Path("hacked").exists()
 
 
@@ -215,6 +225,36 @@ def test_ctrl_c_leaves_a_surface_that_the_same_command_completes(run: Path, tmp_
     assert process.returncode == 130 and "goes on" in said, said
     partial = landscape.open(out).partial["plane"]
     assert (partial.status == 0).any()
+
+
+def test_overwriting_a_run_moves_the_old_weights_numbers_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--method", "sgd", "--out", str(out), *SMALL]) == 0
+    assert main(["sharpness", str(out), "--m", "128"]) == 0
+    assert main(["train", "--method", "sam", "--out", str(out), "--overwrite", *SMALL]) == 0
+    assert "moved to" in capsys.readouterr().out
+    assert landscape.open(out / "run.h5").groups() == ["training"]
+    (aside,) = out.glob("run-*.h5")
+    assert landscape.open(aside).training.method == "sgd" and len(landscape.open(aside).sharpness) == 1
+
+
+def test_the_report_shows_accuracies_of_the_trained_weights(run: Path, tmp_path: Path) -> None:
+    final = landscape.open(run / "run.h5").attributes["config"]["final"]
+    assert final["train_accuracy"] == pytest.approx(float(objective(run).evaluate().accuracy))
+    assert main(["report", str(run / "run.h5"), "--out", str(tmp_path / "report.html")]) == 0
+    assert f"{100 * final['train_accuracy']:.2f} %" in (tmp_path / "report.html").read_text()
+
+
+def test_errors_of_a_users_own_model_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken_model_of_a_user.py").write_text(OWN.replace("nn.Linear(6, 4)", "nn.Linear(7, 4)"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with torch.random.fork_rng():
+        assert main(["hessian", "--model", "broken_model_of_a_user:net", "--data", "broken_model_of_a_user:data"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "RuntimeError: mat1 and mat2" in said
 
 
 def test_train_resumes_and_refuses_to_overwrite(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

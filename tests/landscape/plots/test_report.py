@@ -10,7 +10,7 @@ import pytest
 from conftest import Ripple
 
 from landscape.plots import RunReport, report
-from landscape.plots.tables import methods_table, origins_table, with_error
+from landscape.plots.tables import methods_table, origins_table
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&$x^2$ {{7*7}} \ud800"
 VOID = {"meta", "link", "img", "source", "input", "br"}
@@ -159,26 +159,3 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="RunReport"):
         report(["a"], tmp_path / "r.html")  # type: ignore[list-item]
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [
-        (2.2134, 0.0123, "2.213 ± 0.012"),
-        (2.2134, None, "2.213"),
-        (2.2134, float("nan"), "2.213"),
-        (123.4, 5.6, "123.4 ± 5.6"),
-        (1234.5, 67.0, "1234 ± 67"),
-        (1.234e7, 4.1e5, "(1.234 ± 0.041)e+07"),
-        (1.2e-6, 3e-7, "(1.20 ± 0.30)e-06"),
-        (0.0, 0.0, "0 ± 0"),
-        (-1.5, 0.25, "-1.50 ± 0.25"),
-        (0.01, 2.0, "0.0 ± 2.0"),
-        (2.0, 1e-12, "2 ± 1e-12"),
-        (22.46375, 2.7e-5, "22.464 ± 3e-05"),
-        (float("nan"), 1.0, "–"),
-        (None, None, "–"),
-    ],
-)
-def test_value_and_error_are_rounded_together(value: float | None, error: float | None, text: str) -> None:
-    assert with_error(value, error) == text
