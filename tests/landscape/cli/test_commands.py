@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -262,3 +263,26 @@ def test_train_resumes_and_refuses_to_overwrite(run: Path, capsys: pytest.Captur
     assert main(again) == 2
     assert "resume" in capsys.readouterr().err
     assert main([*again, "--resume"]) == 0
+
+
+def test_real_images_are_trained_on_and_their_surface_computed(tmp_path: Path) -> None:
+    archive = Path(os.environ.get("LANDSCAPE_DATA", Path(__file__).parents[4] / "shared" / "data")) / "cifar10-jpeg.tar.xz"
+    if not archive.exists():
+        pytest.skip(f"no CIFAR-10 images: {archive} is missing (set LANDSCAPE_DATA)")
+    image = pytest.importorskip("PIL.Image")
+    rows = []
+    with tarfile.open(archive) as tar:
+        while len(rows) < 60 and (member := tar.next()) is not None:
+            if member.isfile():
+                pixels = np.asarray(image.open(tar.extractfile(member)).convert("RGB"))
+                rows.append(bytes([len(rows) % 10]) + pixels.transpose(2, 0, 1).tobytes())
+    for i, name in enumerate([f"data_batch_{k}.bin" for k in range(1, 6)] + ["test_batch.bin"]):
+        (tmp_path / name).write_bytes(b"".join(rows[10 * i : 10 * i + 10]))
+    out = tmp_path / "run"
+    train = ["--data", "cifar10", "--data-dir", str(tmp_path), "--model", "resnet20", "--augment", "--epochs", "1", "--batch-size", "25"]
+    assert main(["train", "--method", "sampa", "--device", "cpu", "--out", str(out), *train]) == 0
+    assert main(["surface", str(out), "--x", "-1", "1", "3", "--y", "-1", "1", "3"]) == 0
+    run = landscape.open(out / "run.h5")
+    assert run.surfaces["plane"].provenance.examples == 50 and run.surfaces["plane"].loss[1, 1] == pytest.approx(
+        objective(out).loss(), rel=1e-5
+    )
