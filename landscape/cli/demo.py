@@ -66,7 +66,7 @@ class Demo:
         report = comparison.report(out / "report.html")
         print(f"\n{comparison.table()}\n")
         examples = next(iter(comparison.runs.values())).eigen.provenance.examples  # type: ignore[union-attr]
-        print(f"Hessian, m-sharpness (rho 0.05) and the first three columns: on {examples} training digits, batch norm in eval mode")
+        print(f"Hessian, sharpness and train accuracy: on {examples} training digits, batch norm in eval mode")
         print(f"\nresults   {', '.join(str(path) for path in comparison.files.values())}")
         print(f"pictures  {len(pictures)} files in {out / 'figures'}")
         print(f"report    {report}\n\n{time.perf_counter() - started:.0f} s in all")
