@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,17 @@ def untouched_random_state(device: torch.device, generator: torch.Generator | No
                 generator.set_state(own)
 
 
-def _seed_everything(seed: int) -> None:
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Put PyTorch's global generators at a place of their own; a microsecond on a CPU."""
     torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Put every global random generator at a place of its own, for those who keep `untouched_random_state`."""
+    seed_torch(seed, device)
     random.seed(seed)
     np.random.seed(seed)
 
@@ -74,13 +83,15 @@ class Batches:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
         self.device, self.dtype = device, dtype
         self._whole: Any = None
+        self._given: Any = None  # what `_whole` was made of
         self._source: Sequence[Any] | DataLoader | None = None
         self._sha256: str | None = None
         self._examples: int | None = None
         if isinstance(data, TensorDataset):
             data = data.tensors
         if isinstance(data, tuple | dict):
-            self._whole = tree_map(self._place, _one_length(data))
+            self._given = _one_length(data)
+            self._whole = tree_map(self._place, self._given)
             self._examples = count_examples(self._whole)
             self.batch_size = batch_size or _default_batch_size(self._whole, device)
         elif isinstance(data, DataLoader):
@@ -88,6 +99,8 @@ class Batches:
         elif isinstance(data, list):
             if data and all(isinstance(item, Tensor) and item.ndim == 0 for item in data):
                 raise TypeError("data is a list of numbers; give a tuple (inputs, targets) or a list of batches")
+            if len(data) == 2 and all(isinstance(item, Tensor) and item.ndim for item in data) and _inputs_and_targets(*data):
+                raise TypeError("data is a list of two tensors, and a list is a list of batches; give the tuple (inputs, targets)")
             self._source, self.batch_size = data, batch_size or 0
         elif isinstance(data, Dataset) and hasattr(data, "__len__"):
             size = batch_size or 128
@@ -100,19 +113,38 @@ class Batches:
         if self._examples == 0 or (isinstance(self._source, list) and not self._source):
             raise ValueError("data is empty: at least one example is needed")
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """Yield the batches of one pass; random numbers that a loader draws are the same in every pass."""
         if self._whole is not None:
             for start in range(0, self.examples, self.batch_size):
                 yield tree_map(lambda t, s=start: t[s : s + self.batch_size], self._whole)
+        else:
+            with closing(self._as_given()) as batches:
+                for batch in batches:
+                    yield tree_map(self._place, batch)
+
+    def seeded(self) -> Generator[tuple[int, Any], None, None]:
+        """Yield the batches of one pass, numbered, with the global generators at a place that belongs to the batch.
+
+        A model that draws random numbers where it is evaluated then has one loss, not another one in every pass. The caller keeps
+        `untouched_random_state`.
+        """
+        with closing(iter(self)) as batches:
+            for index, batch in enumerate(batches):
+                seed_everything(index, self.device)
+                yield index, batch
+
+    def _as_given(self) -> Generator[Any, None, None]:
+        """Yield what one pass reads, before it is put on our device and in our dtype."""
+        if self._whole is not None:
+            yield self._given
         elif isinstance(self._source, DataLoader):
             yield from self._from_loader(self._source)
         else:
             assert self._source is not None
-            for batch in self._source:
-                yield tree_map(self._place, batch)
+            yield from self._source
 
-    def _from_loader(self, loader: DataLoader) -> Iterator[Any]:
+    def _from_loader(self, loader: DataLoader) -> Generator[Any, None, None]:
         # Between two batches the caller's code runs, so the loader's random stream is kept apart and put back on each turn.
         generators = [g for g in (loader.generator, getattr(loader.sampler, "generator", None)) if g is not None]
         saved = [g.get_state() for g in generators]
@@ -123,7 +155,7 @@ class Batches:
             while True:
                 with untouched_random_state(self.device):
                     if stream is None:
-                        _seed_everything(0)
+                        seed_everything(0, self.device)
                     else:
                         torch.set_rng_state(stream[0])
                         random.setstate(stream[1])
@@ -134,7 +166,7 @@ class Batches:
                 if batch is _END:
                     break
                 count += 1
-                yield tree_map(self._place, batch)
+                yield batch
         finally:
             for g, state in zip(generators, saved, strict=True):
                 g.set_state(state)
@@ -142,12 +174,14 @@ class Batches:
             raise ValueError("data is empty: the loader gave no batch")
 
     def _place(self, leaf: Any) -> Any:
-        if isinstance(leaf, Mapping):  # the tokenizers' own dictionaries, unknown to pytree
-            return tree_map(self._place, dict(leaf))
+        if isinstance(leaf, Mapping):
+            return tree_map(self._place, _plain(leaf))
         if not isinstance(leaf, Tensor):
             return leaf
         dtype = self.dtype if leaf.is_floating_point() else None
-        return leaf.detach().to(device=self.device, dtype=dtype or leaf.dtype, non_blocking=True)
+        with torch.inference_mode(False):  # autograd cannot save what is made in inference mode
+            leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
+            return leaf.to(device=self.device, dtype=dtype or leaf.dtype, non_blocking=True)
 
     @property
     def examples(self) -> int:
@@ -158,38 +192,50 @@ class Batches:
 
     @property
     def sha256(self) -> str:
-        """Hash over every tensor of one pass, independent of how the pass is cut into batches."""
+        """Hash over every tensor of one pass as it was given, independent of how the pass is cut into batches and of our dtype."""
         if self._sha256 is None:
             digests: list[Any] = []
             names: list[str] = []
-            for batch in self:
-                for position, leaf in enumerate(leaves(batch)):
+            for batch in self._as_given():
+                for position, leaf in enumerate(leaves(tree_map(_plain, batch))):
                     if position == len(digests):
                         digests.append(hashlib.sha256())
                         names.append(f"{leaf.dtype}{tuple(leaf.shape[1:])}")
-                    digests[position].update(leaf.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+                    digests[position].update(leaf.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
             total = hashlib.sha256("|".join(names).encode())
             for digest in digests:
                 total.update(digest.digest())
             self._sha256 = total.hexdigest()
         return self._sha256
 
-    def shards(self, size: int) -> Iterator[Any]:
+    def shards(self, size: int) -> Generator[Any, None, None]:
         """Yield consecutive shards of `size` examples in data order, across batch borders; the last may be shorter."""
         held: Any = None
-        for batch in self:
-            held = batch if held is None else _join(held, batch)
-            count = count_examples(held)
-            start = 0
-            while count - start >= size:
-                yield _slice(held, start, start + size)
-                start += size
-            held = _slice(held, start, count) if start < count else None
+        # Closed with this generator: a loader's own generator gets its state back then, not when the last reference dies.
+        with closing(iter(self)) as batches:
+            for batch in batches:
+                held = batch if held is None else _join(held, batch)
+                count = count_examples(held)
+                start = 0
+                while count - start >= size:
+                    yield _slice(held, start, start + size)
+                    start += size
+                held = _slice(held, start, count) if start < count else None
         if held is not None:
             yield held
 
 
 _END = object()
+
+
+def _plain(leaf: Any) -> Any:
+    """Open the tokenizers' own dictionaries, unknown to pytree."""
+    return tree_map(_plain, dict(leaf)) if isinstance(leaf, Mapping) else leaf
+
+
+def _inputs_and_targets(first: Tensor, second: Tensor) -> bool:
+    """Tell two tensors that belong side by side from two batches of one tensor each."""
+    return len(first) == len(second) and (first.shape[1:] != second.shape[1:] or first.dtype != second.dtype)
 
 
 def _slice(batch: Any, start: int, stop: int) -> Any:

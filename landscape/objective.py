@@ -10,21 +10,33 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
-from landscape.batches import Batches, count_examples, leaves
-from landscape.provenance import device_name, library_version, tensors_sha256
+from landscape.batches import Batches, count_examples, leaves, seed_torch
+from landscape.provenance import device_name, library_version, names_sha256, tensors_sha256
 from landscape.results.types import Cost, Provenance
-from landscape.stateless import LossCall, form_of, skeleton_of, twice_differentiable, unwrapped
+from landscape.stateless import (
+    LossCall,
+    form_of,
+    recurrent_gradients,
+    skeleton_of,
+    twice_differentiable,
+    undisturbed,
+    unwrapped,
+    written_buffers,
+)
 
-__all__ = ["Evaluation", "Meter", "NonFiniteLossError", "Objective", "Parameters", "tensors_sha256", "twice_differentiable"]
+__all__ = ["Evaluation", "Held", "Meter", "NonFiniteLossError", "Objective", "Parameters", "tensors_sha256", "twice_differentiable"]
 
 Parameters = dict[str, Tensor]
 
@@ -40,8 +52,18 @@ class Evaluation(NamedTuple):
     accuracy: Tensor  # float64 scalar, NaN where the task has none
 
 
+class Held(NamedTuple):
+    """What the loss holds fixed while parameters vary, as the model had it at one moment."""
+
+    fixed: Parameters  # frozen parameters, and the buffers that are only read
+    written: Parameters  # buffers that a forward pass may write: every call gets a copy
+
+
 class Objective:
     r"""The mean loss over a data set, L(w) = sum_b n_b loss_b(w) / sum_b n_b, with n_b the number of examples in batch b.
+
+    A model that draws random numbers where it is evaluated draws the same ones for a batch at every point, whatever the global seed.
+    Forward hooks are part of the model: they run in every evaluation.
 
     Args:
         model: any `torch.nn.Module`; it is only read, now and later: after further training the objective sees the new parameters.
@@ -103,10 +125,16 @@ class Objective:
         first_batch = next(iter(self.batches))
         self.takes = takes or form_of(loss, first_batch)
         self._classification = self.takes == "outputs" and _is_class_index(first_batch)
+        self._of_classes = _is_loss_of_classes(loss)
         if isinstance(loss, nn.Module) and self._convert:  # class weights and the like follow the model's dtype
             loss = copy.deepcopy(loss).to(self.device, self.dtype)
-        self._caller = LossCall(skeleton_of(self.model, batch_norm), loss, self.takes)
+        skeleton = skeleton_of(self.model, batch_norm)
+        self._caller = LossCall(skeleton, loss, self.takes)
+        self._frozen = [name for name, _ in skeleton.named_parameters() if name not in set(self.names)]
+        self._buffers = [name for name, _ in skeleton.named_buffers()]  # batch statistics have replaced some of the model's
+        self._written = written_buffers(skeleton)
         self._total: float | None = None
+        self._fingerprint: tuple[str, float] | None = None
         self._done = {"forwards": 0.0, "gradients": 0.0, "hvps": 0.0}
 
     # ---- parameters -------------------------------------------------------------------------------------------------
@@ -138,39 +166,52 @@ class Objective:
             return tensor.detach()
         return tensor.detach().to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
-    def _constants(self) -> Parameters:
-        """Return what the calls below hold fixed: frozen parameters, and buffers where they have to be converted."""
-        skeleton, varied = self._caller.model, set(self.names)
-        # Detached even where nothing is converted: a graph must not grow towards parameters nobody asked for.
-        fixed = {f"model.{n}": self._place(p) for n, p in skeleton.named_parameters() if n not in varied}
-        if self._convert:
-            fixed |= {f"model.{n}": self._place(b) for n, b in skeleton.named_buffers()}
-        return fixed
+    def held(self) -> Held:
+        """Return what does not vary, as the model has it now: for `batch_loss`, taken once for a pass over the data."""
+        # By name: tensors are exchanged by `load_state_dict(assign=True)` and `to`. Detached: a graph must not grow towards parameters
+        # nobody asked for. Buffers are copies: not even a forward pass that counts its calls in one may reach the user's model.
+        parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
+        fixed = {name: self._place(parameters[name]) for name in self._frozen}
+        fixed = {name: p.clone() if p.is_inference() else p for name, p in fixed.items()}  # autograd cannot save what inference mode made
+        copies = {name: self._place(buffers[name]).clone() for name in self._buffers}
+        fixed |= {name: b for name, b in copies.items() if name not in self._written}
+        return Held(fixed, {name: b for name, b in copies.items() if name in self._written})
 
     # ---- one batch --------------------------------------------------------------------------------------------------
 
-    def batch_loss(self, params: Mapping[str, Tensor], batch: Any) -> Tensor:
+    def batch_loss(self, params: Mapping[str, Tensor], batch: Any, held: Held | None = None) -> Tensor:
         """Return the mean loss of one batch at `params`: differentiable, and safe under `torch.func` transforms."""
-        return self.batch_loss_and_outputs(params, batch)[0]
+        return self.batch_loss_and_outputs(params, batch, held)[0]
 
-    def batch_loss_and_outputs(self, params: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, Any]:
+    def batch_loss_and_outputs(self, params: Mapping[str, Tensor], batch: Any, held: Held | None = None) -> tuple[Tensor, Any]:
         """Return the mean loss of one batch and the model's outputs (None where the loss takes the model itself)."""
-        replaced = self._constants() | {f"model.{name}": value for name, value in params.items()}
+        held = self.held() if held is None else held
+        # Copied for every call, not set back after it: a graph may still need what this call has seen.
+        written = {name: b.clone() for name, b in held.written.items()}
+        replaced = {f"model.{name}": t for group in (held.fixed, written, params) for name, t in group.items()}
         loss, outputs = functional_call(self._caller, replaced, (batch,))
         return (loss / self.weight(batch) if self.reduction == "sum" else loss), outputs
 
-    def bound(self, params: Mapping[str, Tensor]) -> Callable[[Any], tuple[Tensor, Any]]:
-        """Return a function from a batch to (loss, outputs) that reads these very tensors: write into them to evaluate elsewhere.
+    def bound(self, params: Mapping[str, Tensor]) -> Callable[[Any, int], tuple[Tensor, Any]]:
+        """Return a function from (batch, its number) to (loss, outputs) that reads these very tensors: write into them to move.
 
-        It equals `batch_loss_and_outputs(params, batch)` without what that spends on putting parameters in place at every call.
+        It equals `batch_loss_and_outputs(params, batch)` in a pass of `Batches.seeded`, without what that spends on putting parameters in
+        place at every call.
         """
-        model = self._caller.model
-        replaced = {id(p): params[n].detach() if n in self.names else self._place(p) for n, p in model.named_parameters()}
-        # Copies: even a forward pass that counts its calls in a buffer must not reach the user's model.
-        replaced |= {id(b): self._place(b).clone() for b in model.buffers()}
-        caller = LossCall(skeleton_of(model, self.batch_norm, replaced), self._caller.loss[0], self.takes)
+        model, held = self._caller.model, self.held()
+        now = held.fixed | held.written | {name: params[name].detach() for name in self.names}
+        replaced = {id(t): now[name] for tensors in (model.named_parameters(), model.named_buffers()) for name, t in tensors}
+        skeleton = skeleton_of(model, self.batch_norm, replaced)
+        caller = LossCall(skeleton, self._caller.loss[0], self.takes)
+        written = {id(b): b for b in held.written.values()}
+        slots = [(module._buffers, key, id(b)) for module in skeleton.modules() for key, b in module._buffers.items() if id(b) in written]
 
-        def call(batch: Any) -> tuple[Tensor, Any]:
+        def call(batch: Any, index: int) -> tuple[Tensor, Any]:
+            seed_torch(index, self.device)
+            if slots:
+                fresh = {identity: b.clone() for identity, b in written.items()}
+                for buffers, key, identity in slots:
+                    buffers[key] = fresh[identity]
             loss, outputs = caller(batch)
             return (loss / self.weight(batch) if self.reduction == "sum" else loss), outputs
 
@@ -181,6 +222,9 @@ class Objective:
         if not self._classification or not isinstance(outputs, Tensor) or outputs.ndim < 2:
             return None
         target = batch[1]
+        # Integers may be counts, or classes that a loss of the user's own seeks on another dimension: no accuracy, before an invented one.
+        if outputs.shape[1] < 2 or target.shape != outputs.shape[:1] + outputs.shape[2:] or (target.ndim > 1 and not self._of_classes):
+            return None
         # Segmentation and the like have classes on dimension 1 too; their share of correct pixels counts for the example.
         return (outputs.argmax(1) == target).double().flatten(1).mean(1).sum() if target.ndim > 1 else (outputs.argmax(1) == target).sum()
 
@@ -207,14 +251,20 @@ class Objective:
 
     def evaluate(self, params: Mapping[str, Tensor] | None = None) -> Evaluation:
         """Return loss and accuracy at `params` (the model's own by default), without looking whether they are finite."""
-        params = self.parameters if params is None else params
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.float64, device=self.device)
+        found, examples = self._evaluated(self.parameters if params is None else params)
+        self.count("forwards", examples)
+        return found
+
+    def _evaluated(self, params: Mapping[str, Tensor]) -> tuple[Evaluation, int]:
+        """Return loss and accuracy, and the number of examples that they took."""
         weight, examples = 0.0, 0
         classified = True
-        with torch.no_grad():
-            for batch in self.batches:
-                value, outputs = self.batch_loss_and_outputs(params, batch)
+        with undisturbed(self.device), closing(self.batches.seeded()) as batches:
+            loss = torch.zeros((), dtype=torch.float64, device=self.device)
+            correct = torch.zeros((), dtype=torch.float64, device=self.device)
+            held = self.held()
+            for _, batch in batches:
+                value, outputs = self.batch_loss_and_outputs(params, batch, held)
                 n, size = self.weight(batch), count_examples(batch)
                 loss += value.double() * n
                 right = self.batch_correct(outputs, batch)
@@ -222,9 +272,8 @@ class Objective:
                 if right is not None:
                     correct += right
                 weight, examples = weight + n, examples + size
-        self.count("forwards", examples)
-        accuracy = correct / examples if classified else torch.full_like(correct, math.nan)
-        return Evaluation(loss / weight, accuracy)
+            accuracy = correct / examples if classified else torch.full_like(correct, math.nan)
+            return Evaluation(loss / weight, accuracy), examples
 
     def loss(self, params: Mapping[str, Tensor] | None = None) -> float:
         """Return the mean loss over the data.
@@ -256,23 +305,25 @@ class Objective:
             NonFiniteLossError: the loss is NaN or infinite.
         """
         params = self.parameters if params is None else params
-        leaves_ = {name: params[name].detach().requires_grad_() for name in self.names}
-        total = [torch.zeros_like(p) for p in leaves_.values()]
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         weight, examples = 0.0, 0
-        for batch in self.batches:
-            with torch.enable_grad():
-                value = self.batch_loss(leaves_, batch)
-                grads = torch.autograd.grad(value, list(leaves_.values()), allow_unused=True)
-            n = self.weight(batch)
-            used = [(t, g) for t, g in zip(total, grads, strict=True) if g is not None]
-            if used:
-                torch._foreach_add_([t for t, _ in used], [g for _, g in used], alpha=n)
-            loss += value.detach().double() * n
-            weight, examples = weight + n, examples + count_examples(batch)
+        with undisturbed(self.device), recurrent_gradients(self.model, self.device), closing(self.batches.seeded()) as batches:
+            leaves_ = {name: differentiable(params[name]) for name in self.names}
+            total = [torch.zeros_like(p) for p in leaves_.values()]
+            loss = torch.zeros((), dtype=torch.float64, device=self.device)
+            held = self.held()
+            for _, batch in batches:
+                with torch.enable_grad():
+                    value = self.batch_loss(leaves_, batch, held)
+                    grads = torch.autograd.grad(value, list(leaves_.values()), allow_unused=True)
+                n = self.weight(batch)
+                used = [(t, g) for t, g in zip(total, grads, strict=True) if g is not None]
+                if used:
+                    torch._foreach_add_([t for t, _ in used], [g for _, g in used], alpha=n)
+                loss += value.detach().double() * n
+                weight, examples = weight + n, examples + count_examples(batch)
+            torch._foreach_div_(total, weight)
+            loss /= weight
         self.count("gradients", examples)
-        torch._foreach_div_(total, weight)
-        loss /= weight
         if not bool(torch.isfinite(loss)):
             raise NonFiniteLossError(self._where_not_finite(params, float(loss)))
         return loss, dict(zip(self.names, total, strict=True))
@@ -281,9 +332,10 @@ class Objective:
         bad = [name for name in self.names if not bool(torch.isfinite(params[name]).all())]
         if bad:
             return f"the loss is {value}: parameter {bad[0]!r} has entries that are not finite"
-        with torch.no_grad():
-            for index, batch in enumerate(self.batches):
-                batch_value = float(self.batch_loss(params, batch))
+        with undisturbed(self.device), closing(self.batches.seeded()) as batches:
+            held = self.held()
+            for index, batch in batches:
+                batch_value = float(self.batch_loss(params, batch, held))
                 if not math.isfinite(batch_value):
                     inputs = [t for t in leaves(batch) if t.is_floating_point() and not bool(torch.isfinite(t).all())]
                     why = "its data hold NaN or infinity" if inputs else "its data are finite, so the model or the loss overflows"
@@ -305,8 +357,16 @@ class Objective:
         """Hash over names, shapes and values of all parameters and buffers of the model as it is now."""
         return tensors_sha256(dict(self.model.named_parameters()) | dict(self.model.named_buffers()))
 
+    @property
+    def loss_at_parameters(self) -> float:
+        """Loss at the model's parameters as they are now, NaN and all: it tells losses apart that have the same name, or none."""
+        now = self.parameter_sha256
+        if self._fingerprint is None or self._fingerprint[0] != now:
+            self._fingerprint = now, float(self._evaluated(self.parameters)[0].loss)  # bookkeeping: no part of any result's cost
+        return self._fingerprint[1]
+
     def provenance(self, seed: int | None = None) -> Provenance:
-        """Return what results of this objective were computed on."""
+        """Return what results of this objective were computed on; once for every state of the model this takes a forward pass."""
         return Provenance(
             model=type(self.model).__name__,
             parameters=self.size,
@@ -314,6 +374,9 @@ class Objective:
             data_sha256=self.batches.sha256,
             examples=self.examples,
             batch_norm=self.batch_norm,
+            batch_size=self.batches.batch_size if self.batch_norm == "batch" else None,
+            varied_sha256=names_sha256(self.names),
+            loss_at_parameters=self.loss_at_parameters,
             seed=seed,
             dtype=str(self.dtype).removeprefix("torch."),
             device=device_name(self.device),
@@ -326,6 +389,11 @@ class Objective:
 
     def __repr__(self) -> str:
         return f"<Objective {type(self.model).__name__}, {self.size:,} parameters, {self.dtype}, {self.device}>"
+
+
+def differentiable(tensor: Tensor) -> Tensor:
+    """Return a leaf with the same values that gradients are taken by; autograd has no use for tensors made in inference mode."""
+    return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
 
 
 class Meter:
@@ -361,6 +429,13 @@ def _chosen_names(model: nn.Module, params: str | Sequence[str] | None) -> list[
         if missing or not names:
             raise ValueError(f"params: no parameter matches {missing}; the model has {', '.join(list(named)[:6])}, ...")
     return [name for name in names if named[name].numel()]
+
+
+def _is_loss_of_classes(loss: Callable[..., Tensor]) -> bool:
+    """Tell the losses of PyTorch that seek classes on dimension 1."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    return loss in (F.cross_entropy, F.nll_loss) or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
 
 
 def _is_class_index(batch: Any) -> bool:

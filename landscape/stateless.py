@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
-from landscape.batches import is_pair
+from landscape.batches import is_pair, untouched_random_state
 
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase,)
 
@@ -47,6 +49,27 @@ def _scalar(loss: Any) -> Tensor:
 
 
 @contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Measure: no autograd graph unless asked for, no autocast or inference mode of the caller's, all random state as it was."""
+    with (
+        untouched_random_state(device),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+@contextmanager
+def recurrent_gradients(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep recurrent layers on a GPU from cuDNN: in evaluation mode it has no derivative, in none a second one."""
+    with ExitStack() as stack:
+        if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+@contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Run fused attention by its plain formula: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
@@ -70,8 +93,8 @@ def skeleton_of(model: nn.Module, batch_norm: str, replace: Mapping[int, Tensor]
     for module in model.modules():
         own = [*module._parameters.values(), *module._buffers.values()]
         memo.update({id(t): t for t in own if t is not None})
-        # A network that keeps activations of its last call: part of a graph, they cannot be copied as they are.
-        memo.update({id(v): v.detach() for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf})
+        # A network that keeps activations of its last call, in lists too: part of a graph, they cannot be copied as they are.
+        memo.update({id(v): v.detach() for v in tree_leaves(vars(module)) if isinstance(v, Tensor) and not v.is_leaf})
     memo.update(replace or {})
     try:
         skeleton = copy.deepcopy(model, memo)
@@ -86,9 +109,21 @@ def skeleton_of(model: nn.Module, batch_norm: str, replace: Mapping[int, Tensor]
     return skeleton
 
 
+def written_buffers(model: nn.Module) -> set[str]:
+    """Return the names of the buffers that a forward pass in evaluation mode may write: all but those of PyTorch's own modules."""
+    own = [m for m in model.modules() if not type(m).__module__.startswith("torch.nn.")]
+    theirs = {id(b) for m in own for b in m._buffers.values() if b is not None}
+    return {name for name, b in model.named_buffers() if id(b) in theirs}
+
+
 def form_of(loss: Callable[..., Tensor], batch: Any) -> Literal["outputs", "model"]:
     """Tell `loss(model, batch)` from `loss(outputs, target)`: by what it calls its arguments, else by the batch."""
     if not is_pair(batch):
+        if isinstance(batch, Tensor) and (getattr(loss, "__module__", None) or "").startswith("torch.nn."):
+            raise TypeError(
+                "loss(outputs, target) needs batches that are pairs (inputs, target), and the first one is a single tensor; "
+                "a list is a list of batches: give the tuple (X, Y) instead of [X, Y]"
+            )
         return "model"
     function = loss.forward if isinstance(loss, nn.Module) else loss
     try:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from landscape.batches import count_examples, leaves, untouched_random_state
-from landscape.objective import NonFiniteLossError, Objective, twice_differentiable
+from landscape import stateless
+from landscape.batches import count_examples, leaves, seed_everything
+from landscape.objective import Held, NonFiniteLossError, Objective
 
 _CPU_BUDGET = 2 * 2**30
 _GPU_SHARE = 0.5
@@ -94,7 +95,7 @@ class HessianOperator(Operator):
 
     A product differentiates the gradient along the vector: H_b v = d/dw (grad loss_b(w) . v). The graph of a batch's gradient is kept for
     the next product while the graphs kept fit in `memory_budget`; beyond it they are rebuilt, one batch at a time. The products are the
-    same. The point is copied: training the model afterwards does not move the operator, but make a new one if its buffers change.
+    same. The point and the buffers are copied: training these parameters afterwards does not move the operator.
 
     Args:
         objective: the loss on its data. Vectors hold its parameters in the order of `objective.names`.
@@ -118,6 +119,7 @@ class HessianOperator(Operator):
         self._of: Objective = objective
         with torch.inference_mode(False):
             self._leaves = [params[name].detach().clone().requires_grad_() for name in objective.names]
+            self._held = objective.held()
         self.point = {name: leaf.detach() for name, leaf in zip(objective.names, self._leaves, strict=True)}
         self.memory_budget = _default_budget(self.device) if memory_budget is None else memory_budget
         self.memory_kept = 0  # bytes
@@ -165,7 +167,9 @@ class HessianOperator(Operator):
                 continue
             retained = _Retained()
             with retained if self._may_keep else nullcontext():
-                graph = _GradientGraph(self._of, self._leaves, batch)
+                graph = _GradientGraph(self._of, self._leaves, self._held, index, batch)
+            if index == 0:
+                graph.refuse_once_differentiable()
             if self._may_keep:
                 size = retained.nbytes() + sum(leaf.numel() * leaf.element_size() for leaf in leaves(batch))
                 self._may_keep = self.memory_kept + size <= self.memory_budget
@@ -197,14 +201,37 @@ class HessianOperator(Operator):
 class _GradientGraph:
     """The gradient of one batch's loss, with the graph that differentiates it again."""
 
-    def __init__(self, objective: Objective, point: list[Tensor], batch: Any) -> None:
+    def __init__(self, objective: Objective, point: list[Tensor], held: Held, index: int, batch: Any) -> None:
         self.point, self.weight, self.examples = point, objective.weight(batch), count_examples(batch)
-        with torch.inference_mode(False), torch.enable_grad(), _second_derivatives(objective):
-            loss = objective.batch_loss(dict(zip(objective.names, point, strict=True)), batch)
+        device = objective.device
+        with (
+            stateless.undisturbed(device),
+            torch.enable_grad(),
+            stateless.twice_differentiable(),
+            stateless.recurrent_gradients(objective.model, device),
+        ):
+            seed_everything(index, device)  # a model that draws draws the same for a batch whenever its graph is built
+            loss = objective.batch_loss(dict(zip(objective.names, point, strict=True)), batch, held)
             gradient = torch.autograd.grad(loss, point, create_graph=True, allow_unused=True) if loss.requires_grad else [None] * len(point)
         objective.count("gradients", self.examples)
         # A parameter that the loss does not use, or uses linearly, has no entry here: its rows are zero.
         self.gradient = {i: g for i, g in enumerate(gradient) if g is not None and g.requires_grad}
+
+    def refuse_once_differentiable(self) -> None:
+        """Raise where the gradient came through a backward that is not differentiable: autograd takes its derivative for zero."""
+        nodes: list[Any] = [g.grad_fn for g in self.gradient.values()]
+        seen = set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node.name().rsplit("::", 1)[-1] == "Error":  # what once_differentiable leaves behind
+                raise NotImplementedError(
+                    "the model uses an operation whose backward is marked once_differentiable, such as a custom kernel: "
+                    "it has no second derivative, and the Hessian needs one"
+                )
+            nodes += [following for following, _ in node.next_functions]
 
     def add_product(self, vector: list[Tensor], total: list[Tensor], share: float, *, release: bool) -> None:
         """Add share * H_b v to `total`; `release` frees the graph."""
@@ -244,25 +271,9 @@ class _Retained(TorchDispatchMode):
         return sum(size for reference, size in self._made.values() if not reference.expired())
 
 
-@contextmanager
-def _second_derivatives(objective: Objective) -> Iterator[None]:
-    """Choose implementations that can be differentiated twice."""
-    with twice_differentiable(), ExitStack() as stack:
-        if objective.device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in objective.model.modules()):
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # cuDNN's recurrent kernels stop at the first
-        yield
-
-
-@contextmanager
-def undisturbed(operator: Operator) -> Iterator[None]:
+def undisturbed(operator: Operator) -> AbstractContextManager[None]:
     """Run an algorithm: no autograd graph of its own, no autocast of the caller's, everybody's random state as it was."""
-    with (
-        untouched_random_state(operator.device),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast(operator.device.type, enabled=False),
-    ):
-        yield
+    return stateless.undisturbed(operator.device)
 
 
 def as_operator(given: Objective | Operator) -> Operator:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from landscape.curvature.lanczos import generator_for
 from landscape.curvature.operators import Operator, as_operator, undisturbed
+from landscape.intervals import student_factor
 from landscape.objective import Objective
 from landscape.progress import progress as progress_bar
+from landscape.provenance import differing
 from landscape.results.types import Array, Cost, Eigenpairs, Provenance, TraceEstimate
+
+_WORDS = {"parameter_sha256": "weights", "data_sha256": "data", "varied_sha256": "choice of parameters", "loss_at_parameters": "loss"}
 
 _MIN_PROBES = 16  # before the spread over probes says anything about the error
 
@@ -39,29 +43,37 @@ def hessian_trace(
         tol: relative standard error to stop at.
         max_matvecs: products at most; the result then says that it did not converge.
         seed: of the probes; no global random state is used.
-        eigenpairs: of the same operator, to take out of the estimate.
+        eigenpairs: of the same operator, to take out of the estimate. Where that cannot be seen (a bare matrix, another dtype), a product
+            with each vector makes up for it.
         progress: show a progress bar; None if stderr is a terminal.
 
     Returns:
         The trace and a standard error, widened for few and skewed probes, such that value ± 1.96 stderr covers in 95 % of all runs.
 
     Raises:
-        ValueError: an argument is outside what is allowed.
+        ValueError: an argument is outside what is allowed, or `eigenpairs` belongs to other weights, data or another loss.
     """
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol!r}")
     if not isinstance(max_matvecs, int) or max_matvecs < 3:
         raise ValueError(f"max_matvecs must be an integer of at least 3, got {max_matvecs!r}")
     operator = as_operator(of)
-    known, basis = 0.0, None
-    if eigenpairs is not None:
-        known, basis = _known(eigenpairs, operator)
+    provenance = operator.objective.provenance(seed) if operator.objective else Provenance()
+    basis = None if eigenpairs is None else _basis(eigenpairs, operator)
+    proven = eigenpairs is not None and _belongs(eigenpairs, operator, provenance)
     meter = operator.objective.meter() if operator.objective else None
     n, generator = operator.size, generator_for(operator, seed)
     samples: list[float] = []
     exact: float | None = None
-    matvecs = 0
+    known, matvecs = 0.0, 0
     with undisturbed(operator), progress_bar(None, "trace", "product", show=progress) as bar:
+        if eigenpairs is not None and basis is not None:
+            if proven:
+                known = float(eigenpairs.values.sum())
+            else:
+                basis = torch.linalg.qr(basis.T.to(torch.promote_types(basis.dtype, torch.float32))).Q.T.to(basis.dtype)
+                known = float(operator.matmat(basis.T).mul_(basis.T).sum(dtype=torch.float64))
+                matvecs = len(basis)
         while matvecs < max_matvecs and exact is None:
             needed = _probes_needed(samples, known, tol)
             bar.total = min(needed, max_matvecs) if len(samples) >= _MIN_PROBES else max_matvecs
@@ -90,7 +102,7 @@ def hessian_trace(
         tol=tol,
         method=method,
         cost=meter.cost() if meter else Cost(),
-        provenance=operator.objective.provenance(seed) if operator.objective else Provenance(),
+        provenance=provenance,
     )
 
 
@@ -125,10 +137,9 @@ def _standard_error(estimates: Array) -> float:
     deviations = estimates - estimates.mean()
     variance = np.square(deviations).mean()
     skewness = 0.0 if variance == 0 else float((deviations**3).mean() / variance**1.5) * math.sqrt(m * (m - 1)) / (m - 2)
-    student_factor = student.ppf(0.975, m - 1) / student.ppf(0.975, math.inf)
     # The two-sided t interval falls short by O(skewness^2 / m) (Hall 1983), and a stop at the first small spread picks spreads that are too
     # small. One outlier makes chi-squared estimates; over 1,000 runs of such, and of tame ones, these constants cover 93 to 98 %.
-    widened = student_factor * (1 + (2 * skewness**2 + 3) / m)
+    widened = student_factor(m - 1) * (1 + (2 * skewness**2 + 3) / m)
     # Probes that agree to the last digit (a diagonal operator) leave the rounding of the sum.
     rounding = np.finfo(np.float64).eps * np.abs(estimates).max()
     return float(np.hypot(widened * estimates.std(ddof=1) / math.sqrt(m), rounding))
@@ -144,11 +155,28 @@ def _probes_needed(samples: list[float], known: float, tol: float) -> int:
     return 2**31 if target == 0 else min(2**31, max(len(samples) + 1, math.ceil(len(samples) * (now / target) ** 2)))
 
 
-def _known(eigenpairs: Eigenpairs, operator: Operator) -> tuple[float, Tensor]:
-    """Return the trace on the span of the eigenvectors, and an orthonormal basis of it (k, n)."""
+def _basis(eigenpairs: Eigenpairs, operator: Operator) -> Tensor:
+    """Return the eigenvectors (k, n) where the operator is."""
     if eigenpairs.vectors is None:
         raise ValueError("eigenpairs holds no vectors; compute it with top_eigenpairs and pass it on unsaved, or saved with its vectors")
     if eigenpairs.vectors.shape[1] != operator.size:
         raise ValueError(f"eigenpairs has vectors of length {eigenpairs.vectors.shape[1]}, the operator has size {operator.size}")
-    basis = eigenpairs.vectors.to(operator.device, operator.dtype)
-    return float(eigenpairs.values.sum()), basis
+    return eigenpairs.vectors.to(operator.device, operator.dtype)
+
+
+def _belongs(eigenpairs: Eigenpairs, operator: Operator, now: Provenance) -> bool:
+    """Tell whether the eigenpairs are this very operator's, as far as can be seen; refuse those that are not."""
+    then, there, here = eigenpairs.provenance, eigenpairs.point, operator.point
+    if operator.objective is None or here is None or not then.parameter_sha256:
+        return False
+    own = operator.objective.parameters
+    differ = [_WORDS.get(name, name) for name in differing(then, now) if name not in ("dtype", "device")]
+    if there is not None and then.dtype == now.dtype and not _equal(there, here):
+        differ.append("point")
+    if differ:
+        raise ValueError(f"eigenpairs belongs to another operator (other {', '.join(differ)}): compute it with top_eigenpairs on this one")
+    return then.dtype == now.dtype and (there is not None or _equal(own, here))
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return list(one) == list(other) and all(torch.equal(p.to(other[name].device), other[name]) for name, p in one.items())

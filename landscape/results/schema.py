@@ -226,7 +226,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 
-KIND_OF_HINT: dict[Any, AttributeKind] = {str: "str", int: "int", float: "float", bool: "bool", int | None: "int"}
+KIND_OF_HINT: dict[Any, AttributeKind] = {str: "str", int: "int", float: "float", bool: "bool", int | None: "int", float | None: "float"}
 
 
 def _attributes_of(cls: type, texts: dict[str, str]) -> tuple[Attribute, ...]:
@@ -252,6 +252,9 @@ PROVENANCE = _attributes_of(
         "data_sha256": "hash of the examples",
         "examples": "number of examples",
         "batch_norm": "statistics that batch norm used",
+        "batch_size": "examples in a batch, where numbers depend on it",
+        "varied_sha256": "hash of the names of the parameters that vary",
+        "loss_at_parameters": "mean loss at the model's own parameters",
         "seed": "seed of the random numbers",
         "dtype": "type of the parameters",
         "device": "device of the parameters",

@@ -43,6 +43,9 @@ class Provenance:
     data_sha256: str = ""
     examples: int = 0
     batch_norm: str = "eval"
+    batch_size: int | None = None  # where numbers depend on it: with the statistics of each batch
+    varied_sha256: str = ""  # of the names of the parameters that vary
+    loss_at_parameters: float | None = None  # the mean loss at the model's own weights, which tells one loss from another
     seed: int | None = None
     dtype: str = ""
     device: str = ""

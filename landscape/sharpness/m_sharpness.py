@@ -11,11 +11,10 @@ one forward pass per example, whatever m.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -24,10 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from landscape.batches import count_examples, untouched_random_state
-from landscape.objective import NonFiniteLossError, Objective, Parameters, twice_differentiable
+from landscape.batches import count_examples, seed_everything, seed_torch
+from landscape.intervals import spread_to_stderr
+from landscape.objective import NonFiniteLossError, Objective, Parameters, differentiable, twice_differentiable
 from landscape.progress import progress as progress_bar
 from landscape.results.types import Sharpness
+from landscape.stateless import recurrent_gradients, undisturbed
 from sam_core.optim.ascent import PNorm
 
 # Bytes that shards computed together may take beyond the model. Much larger chunks leave a CPU's caches and gain nothing.
@@ -65,7 +66,8 @@ def m_sharpness(
         progress: show a bar; None shows it on a terminal.
 
     Returns:
-        The value, its standard error over shards (NaN with one shard) and the values of the shards.
+        The value, its standard error over shards, widened for few of them such that value ± 1.96 stderr covers in 95 % of all runs (NaN
+        with one shard), and the values of the shards.
 
     Raises:
         ValueError: m is more than the number of examples, rho, p or eta is out of range, or a shard of one example would have to give
@@ -81,7 +83,8 @@ def m_sharpness(
         raise ValueError(f"m, the number of examples per shard, must be 1 ... {n} (the number of examples), got {m}")
     _check_batch_statistics(objective, m, n)
     meter = objective.meter()
-    with untouched_random_state(objective.device):
+    with undisturbed(objective.device), recurrent_gradients(objective.model, objective.device):
+        seed_everything(0, objective.device)
         climbs = _Climbs(objective, ascent, m, vectorize, memory_budget)
         before, after, weights = climbs.run(progress)
     finite = np.isfinite(before) & np.isfinite(after)
@@ -98,12 +101,9 @@ def m_sharpness(
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Return sum(w v) / sum(w) and its standard error sqrt(k / (k-1) sum(w^2 (v - mean)^2)) / sum(w), NaN for a single value."""
-    total, k = weights.sum(), len(values)
-    mean = float((weights * values).sum() / total)
-    if k < 2:
-        return mean, math.nan
-    return mean, float(np.sqrt(k / (k - 1) * (weights**2 * (values - mean) ** 2).sum()) / total)
+    """Return sum(w v) / sum(w) and its standard error, widened for few values (`spread_to_stderr`); NaN for a single value."""
+    mean = float((weights * values).sum() / weights.sum())
+    return mean, float(spread_to_stderr(weights) * np.sqrt((weights**2 * (values - mean) ** 2).sum()))
 
 
 def _check_batch_statistics(objective: Objective, m: int, n: int) -> None:
@@ -120,41 +120,48 @@ class _Climbs:
 
     def __init__(self, objective: Objective, ascent: PNorm, m: int, vectorize: bool | None, budget: int | None) -> None:
         self._objective, self._ascent, self._m, self._vectorize = objective, ascent, m, vectorize
-        self._params = objective.parameters
+        self._params, self._held = objective.parameters, objective.held()
         self._budget = budget or _MEMORY_BUDGET["cuda" if objective.device.type == "cuda" else "cpu"]
 
     def run(self, show: bool | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the losses before and after, and the weights of the shards."""
         count = -(-self._objective.examples // self._m)
-        with progress_bar(count, f"m-sharpness, m = {self._m}", "shard", show=show) as bar:
-            shards = self._objective.batches.shards(self._m)
+        with (
+            progress_bar(count, f"m-sharpness, m = {self._m}", "shard", show=show) as bar,
+            closing(self._objective.batches.shards(self._m)) as shards,
+        ):
             first = list(islice(shards, max(_TRIAL[0], min(_TRIAL[1], self._objective.examples // self._m // 24))))
             chunk, results = self._plan(first)
             weights = [self._objective.weight(shard) for shard in first[: len(results)]]
             bar.update(len(results))
             for group in _groups(chain(first[len(results) :], shards), chunk, self._m):
-                weights += [self._objective.weight(shard) for shard in group]
                 # A short group, at the end, is not worth a batch shape of its own.
-                done = self._together(group) if len(group) == chunk > 1 else [self._one(shard) for shard in group]
+                done = (
+                    self._together(group)
+                    if len(group) == chunk > 1
+                    else [self._one(shard, len(weights) + i) for i, shard in enumerate(group)]
+                )
+                weights += [self._objective.weight(shard) for shard in group]
                 results += done
                 bar.update(len(group))
         return _column(results, 0).cpu().numpy(), _column(results, 1).cpu().numpy(), np.array(weights)
 
-    def _one(self, shard: Any) -> tuple[Tensor, Tensor]:
-        names = self._objective.names
-        leaves = {name: self._params[name].detach().requires_grad_() for name in names}
+    def _one(self, shard: Any, index: int) -> tuple[Tensor, Tensor]:
+        leaves = {name: differentiable(self._params[name]) for name in self._objective.names}
+        seed_torch(index, self._objective.device)  # a model that draws draws the same before and after the climb
         with torch.enable_grad():
-            before = self._objective.batch_loss(leaves, shard)
+            before = self._objective.batch_loss(leaves, shard, self._held)
             grads = torch.autograd.grad(before, list(leaves.values()), allow_unused=True)
         with torch.no_grad():
             filled = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves.values(), strict=True)]
+            seed_torch(index, self._objective.device)
             return before.detach(), self._climbed(filled, shard)
 
     def _climbed(self, gradients: Sequence[Tensor], shard: Any) -> Tensor:
         weights = [self._params[name] for name in self._objective.names]
         eps = self._ascent.perturbation(gradients, weights)
         moved = {name: w + e for name, w, e in zip(self._objective.names, weights, eps, strict=True)}
-        return self._objective.batch_loss(moved, shard)
+        return self._objective.batch_loss(moved, shard, self._held)
 
     def _together(self, shards: Sequence[Any]) -> Pairs:
         flat, spec = tree_flatten(shards[0])
@@ -169,7 +176,7 @@ class _Climbs:
             shard = tree_unflatten([next(given) if v else leaf for v, leaf in zip(varies, flat, strict=True)], spec)
 
             def loss(params: Parameters) -> Tensor:
-                return self._objective.batch_loss(params, shard)
+                return self._objective.batch_loss(params, shard, self._held)
 
             grads, before = torch.func.grad_and_value(loss)(self._params)
             return before, self._climbed([grads[name] for name in self._objective.names], shard)
@@ -200,13 +207,13 @@ class _Climbs:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self._one(shard)
+            self._one(shard, 0)
         parameters = sum(p.numel() * p.element_size() for p in self._params.values())
         return 4 * parameters + 2 * sum(saved.values()) + 1
 
     def _trial(self, first: Sequence[Any], chunk: int) -> tuple[int, Pairs]:
         """Compute the first shards both ways: together only if the numbers are the same and it is faster."""
-        alone, slow = self._timed(lambda: [self._one(shard) for shard in first])
+        alone, slow = self._timed(lambda: [self._one(shard, i) for i, shard in enumerate(first)])
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # an operation without a batching rule warns, and is slow

@@ -1,6 +1,6 @@
 """Evaluates points of a plane on one batch.
 
-Every way to do it is a function of (batch, points), and agrees with the plain one, `PointLoop`.
+Every way to do it is a function of (batch, its number, points), and agrees with the plain one, `PointLoop`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ALIGNMENT = 64
 
 
 class Evaluator(Protocol):
-    """Losses (g,) in float64 of g points on a batch, and how many examples are right at each (g,), or None without classes."""
+    """Losses (g,) in float64 of g points on batch number `index`, and how many are right at each (g,), or None without classes."""
 
-    def __call__(self, batch: Any, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batch: Any, index: int, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
         """Evaluate."""
         ...
 
@@ -50,12 +50,12 @@ class PointLoop:
         for vector, row, d in zip(self._vectors, self._row, self._directions[0], strict=True):
             torch.add(row, d, alpha=x, out=vector)
 
-    def __call__(self, batch: Any, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batch: Any, index: int, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
         """Evaluate one point after another."""
         losses, rights = [], []
         for x, y in points:
             self.move(x, y)
-            loss, outputs = self._call(batch)
+            loss, outputs = self._call(batch, index)
             losses.append(loss)
             rights.append(self._objective.batch_correct(outputs, batch))
         found = [right for right in rights if right is not None]

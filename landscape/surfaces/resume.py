@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from landscape.provenance import same_loss
 from landscape.results import store
 from landscape.results.types import Array, Provenance, Surface
 
@@ -35,6 +36,7 @@ _WORDS = {
     "data": "data",
     "batch_size": "batch sizes",
     "batch_norm": "batch-norm modes",
+    "varied": "choices of parameters",
     "loss_function": "loss functions",
     "dtype": "dtypes",
     "device": "devices",
@@ -53,6 +55,8 @@ def identity(x: Array, y: Array | None, plane: dict[str, Any], provenance: Prove
         "data": provenance.data_sha256,
         "batch_size": plane["batch_size"],
         "batch_norm": provenance.batch_norm,
+        "varied": provenance.varied_sha256,
+        "loss_at_parameters": provenance.loss_at_parameters,
         "loss_function": plane["loss_function"],
         "dtype": provenance.dtype,
         "device": provenance.device,
@@ -60,11 +64,7 @@ def identity(x: Array, y: Array | None, plane: dict[str, Any], provenance: Prove
 
 
 class Keeper:
-    """Keeps a surface in a file while it grows, under the rule that a surface is continued only if it is the same one.
-
-    Raises:
-        ValueError: the file cannot be written, or is no run file.
-    """
+    """Keeps a surface in a file while it grows, under the rule that a surface is continued only if it is the same one."""
 
     def __init__(
         self, path: str | Path, name: str, x: Array, y: Array | None, plane: dict[str, Any], provenance: Provenance, every: float
@@ -73,7 +73,6 @@ class Keeper:
         self._identity = identity(x, y, plane, provenance)
         self._shape = (len(x),) if y is None else (len(y), len(x))
         self._saved_at = time.perf_counter()
-        store.check_writable(self._path)
 
     def found(self) -> tuple[Surface | None, State | None]:
         """Return the complete surface if the file holds it; else the state to go on from if there is one.
@@ -108,7 +107,10 @@ class Keeper:
         return None, None
 
     def _differing(self, other: dict[str, Any]) -> list[str]:
-        return [words for what, words in _WORDS.items() if other.get(what) != self._identity[what]]
+        found = [words for what, words in _WORDS.items() if other.get(what) != self._identity[what]]
+        # Functions of one name: by what they give. Other data or weights give other numbers of themselves.
+        one, two = (Provenance(loss_at_parameters=i.get("loss_at_parameters"), dtype=i["dtype"]) for i in (self._identity, other))
+        return found if found or same_loss(one, two) else [_WORDS["loss_function"]]
 
     def save(self, state: Callable[[], State], *, now: bool = False) -> None:
         """Keep the state if the last time is long enough ago, or `now`."""

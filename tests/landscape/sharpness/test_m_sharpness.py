@@ -63,7 +63,9 @@ def test_uneven_shards_by_hand() -> None:
     value = (2 * 0 + 2 * 0.505 + 1 * 0.405) / 5
     assert found.value == pytest.approx(value, rel=1e-12)
     squares = 4 * value**2 + 4 * (0.505 - value) ** 2 + (0.405 - value) ** 2
-    assert found.stderr == pytest.approx(math.sqrt(1.5 * squares) / 5, rel=1e-12)
+    assert found.stderr == pytest.approx(weighted_mean(found.per_shard, found.shard_sizes)[1])
+    unbiased = math.sqrt(squares / (1 - 9 / 25)) / 5
+    assert 2.19 * unbiased < found.stderr < 2.4 * unbiased  # Student's factor for 2 degrees of freedom or a little less
     assert (found.rho, found.m, found.p, found.shard_sizes.tolist()) == (0.1, 2, 2.0, [2, 2, 1])
 
 
@@ -173,7 +175,15 @@ def test_standard_errors_cover_the_mean_as_often_as_they_should() -> None:
 def test_weighted_means_of_equal_weights_are_the_usual_ones() -> None:
     values = np.array([1.0, 4.0, -2.0, 0.5])
     mean, stderr = weighted_mean(values, np.full(4, 3.0))
-    assert mean == pytest.approx(values.mean()) and stderr == pytest.approx(values.std(ddof=1) / 2)
+    assert mean == pytest.approx(values.mean()) and stderr == pytest.approx(3.1824 / 1.95996 * values.std(ddof=1) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[128, 1], [64, 64, 2], [4, 4, 4], [10, 3], [8] * 6 + [1]])
+def test_error_bars_of_few_uneven_shards_cover(sizes: list[int]) -> None:
+    """The variance of a shard's mean is 1 / its size; k / (k - 1) was right for equal sizes alone, 1.96 for many."""
+    weights, rng = np.array(sizes, dtype=float), np.random.default_rng(0)
+    found = [weighted_mean(rng.normal(size=len(sizes)) / np.sqrt(weights), weights) for _ in range(2000)]
+    assert 0.93 <= np.mean([abs(mean) < 1.96 * stderr for mean, stderr in found]) <= 0.985
 
 
 @pytest.mark.parametrize(
