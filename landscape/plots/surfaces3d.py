@@ -152,7 +152,8 @@ def _plotly(surfaces: dict[str, Surface], theme: str, scale: LossScale) -> Any:
     """Heights are the losses as they were measured, on an axis that shows the range of the scale."""
     import plotly.graph_objects as go
 
-    rows, columns = grid_shape(len(surfaces), FULL)
+    columns = 1 if len(surfaces) == 1 else 2 if len(surfaces) <= 4 else 3  # narrower scenes would cut their axis titles off
+    rows = -(-len(surfaces) // columns)
     figure = new_plotly(
         theme,
         rows=rows,
@@ -206,7 +207,7 @@ def _plotly(surfaces: dict[str, Surface], theme: str, scale: LossScale) -> Any:
             | ({"type": "log"} if scale.log else {}),
             aspectmode="manual",
             aspectratio={"x": 1, "y": 1, "z": 0.8},
-            camera={"eye": {"x": 1.55, "y": -1.8, "z": 1.15}},
+            camera={"eye": {"x": 1.7, "y": -1.95, "z": 1.2}},
             **place,
         )
     figure.update_layout(height=rows * 420 + 60, margin={"l": 0, "r": 0, "t": 40 if any(surfaces) else 8, "b": 8})
