@@ -93,8 +93,8 @@ def loss_surface(
     if finished is not None:
         return finished
     points = [(float(a), float(b)) for b in ((0.0,) if ys is None else ys) for a in xs]
-    growing = _Growing(objective, points, PointLoop(objective, plane, 1 if ys is None else 2), begun)
     with undisturbed(objective.device):
+        growing = _Growing(objective, points, PointLoop(objective, plane, 1 if ys is None else 2), begun)
         growing.run(keeper, progress, name)
     shape = (len(xs),) if ys is None else (len(ys), len(xs))
     loss, accuracy, stderr = (values.reshape(shape) for values in growing.results())

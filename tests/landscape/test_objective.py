@@ -1,6 +1,7 @@
 """Objective against plain loops over the data, and the rule that a model comes back as it was."""
 
 import copy
+import functools
 import math
 import random
 
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import landscape
+from landscape.curvature import HessianOperator
 from landscape.objective import NonFiniteLossError, Objective, tensors_sha256
+from landscape.provenance import differing
+from landscape.results.types import Provenance
 
 
 class Tied(nn.Module):
@@ -285,3 +290,205 @@ def test_cost_counts_passes_over_the_data(model: nn.Module, images) -> None:
     objective.gradient()
     cost = meter.cost()
     assert (cost.forwards, cost.gradients, cost.hvps) == (1, 2, 0) and cost.seconds > 0
+
+
+class Writing(nn.Module):
+    """Writes its buffers wherever it is evaluated, in all three ways, and draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("last", torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.mean.data.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        self.last = self.last + 1
+        return self.layer(F.dropout(x - self.mean, 0.5)) * self.calls * self.last
+
+
+MEASURES = {
+    "loss": lambda o: o.loss(),
+    "gradient": lambda o: o.flatten(o.gradient()[1]).tolist(),
+    "eigenvalues": lambda o: landscape.top_eigenpairs(o, k=1, tol=1e-6).values.tolist(),
+    "trace": lambda o: landscape.hessian_trace(o).value,
+    "m_sharpness": lambda o: landscape.m_sharpness(o, m=2).value,
+    "surface": lambda o: landscape.loss_surface(o, landscape.random_plane(o), (-1, 1, 3), None).loss.tolist(),
+    "accuracy": lambda o: o.evaluate().accuracy.item(),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_model_that_writes_buffers_and_draws_has_one_value_and_stays_as_it_was(measure: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    net, x, y = Writing(), torch.randn(10, 3, generator=g), torch.arange(10) % 2
+    before, rng = state_of(net), random_states()
+    objective = Objective(net, F.cross_entropy, (x, y), batch_size=4)
+    first = MEASURES[measure](objective)
+    assert state_of(net) == before and random_states() == rng
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        assert MEASURES[measure](objective) == first
+        assert MEASURES[measure](Objective(net, F.cross_entropy, (x, y), batch_size=4)) == first
+    assert state_of(net) == before
+
+
+def test_passes_agree_on_a_model_that_writes_buffers_and_draws() -> None:
+    """Gradient, surface and Hessian are those of the loss that `loss` returns, draws and all."""
+    net, x = Writing().double(), torch.randn(10, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    objective = Objective(net, F.cross_entropy, (x, torch.arange(10) % 2), batch_size=4)
+    plane = landscape.random_plane(objective)
+    assert landscape.loss_surface(objective, plane, (-1, 1, 3), None).loss[1] == pytest.approx(objective.loss(), rel=1e-12)
+    point, h = objective.flatten(objective.parameters), 1e-5
+    v = torch.randn(point.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ends = [objective.unflatten(point + s * h * v) for s in (1, -1)]
+    (up, up_gradient), (down, down_gradient) = (objective.gradient(end) for end in ends)
+    assert (up - down).item() / 2 / h == pytest.approx(torch.dot(objective.flatten(objective.gradient()[1]), v).item(), rel=1e-6)
+    expected = (objective.flatten(up_gradient) - objective.flatten(down_gradient)) / 2 / h
+    for budget in (0, None):
+        operator = HessianOperator(objective, memory_budget=budget)
+        state = random_states()
+        for _ in range(2):
+            torch.testing.assert_close(operator.matvec(v), expected, rtol=1e-5, atol=1e-7)
+        assert random_states() == state
+
+
+@pytest.mark.parametrize("replace", ["assign", "to"])
+def test_frozen_parameters_and_buffers_follow_the_model(model: nn.Module, images, replace: str) -> None:
+    """`load_state_dict(assign=True)` and `to` put new tensors in place of those of construction time."""
+    model[0].requires_grad_(False)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight.add_(0.3)
+        other[1].running_mean.add_(0.5)
+        other[4].weight.mul_(2)
+    objective = Objective(model, F.cross_entropy, images)
+    old = objective.loss()
+    if replace == "assign":
+        model.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+    else:
+        model.double()
+        model.load_state_dict(other.state_dict())
+        model.float()
+    expected = Objective(other, F.cross_entropy, images)
+    assert objective.loss() == expected.loss() != old
+    plane, there = landscape.random_plane(objective), landscape.random_plane(expected)
+    surfaces = [landscape.loss_surface(o, p, (-1, 1, 3), None).loss for o, p in ((objective, plane), (expected, there))]
+    assert np.array_equal(*surfaces)
+    assert landscape.m_sharpness(objective, m=5).value == landscape.m_sharpness(expected, m=5).value
+
+
+def test_the_callers_inference_mode_and_autocast_change_nothing(model: nn.Module, images) -> None:
+    objective = Objective(model, F.cross_entropy, images, batch_size=5)
+    expected = {name: measure(objective) for name, measure in MEASURES.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert {name: measure(objective) for name, measure in MEASURES.items()} == expected
+    with torch.inference_mode():
+        inside = Objective(model, F.cross_entropy, tuple(t.clone() for t in images), batch_size=5)  # data made in inference mode too
+        assert {name: measure(o) for o in (objective, inside) for name, measure in MEASURES.items()} == expected
+
+
+def test_accuracy_is_never_invented(images) -> None:
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 6, (4, 6), generator=g)
+    lm = nn.Embedding(6, 6)  # as many classes as tokens: outputs (4, 6, 6) would compare without a complaint
+    counts, x = torch.randint(0, 5, (9, 1), generator=g), torch.randn(9, 3, generator=g)
+
+    def shifted(outputs: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.flatten(0, 1), target.flatten())
+
+    def squares(outputs: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(outputs, target.float())
+
+    def binary(outputs: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(outputs[:, 0], target.float())
+
+    for net, loss, data in (
+        (lm, shifted, (tokens, tokens)),
+        (nn.Embedding(6, 7), shifted, (tokens, tokens)),
+        (nn.Linear(3, 1), squares, (x, counts)),
+        (nn.Linear(3, 5), squares, (x, counts.expand(9, 5).contiguous())),
+        (nn.Linear(3, 1), binary, (x, counts[:, 0] % 2)),
+    ):
+        objective = Objective(net, loss, data, batch_size=2)
+        assert math.isnan(objective.evaluate().accuracy)
+        assert np.isnan(landscape.loss_surface(objective, landscape.random_plane(objective), (-1, 1, 3), None).accuracy).all()
+    pixels = nn.Conv2d(1, 5, 1)
+    target = torch.randint(0, 5, (23, 8, 8), generator=g)
+    for loss in (F.cross_entropy, nn.CrossEntropyLoss(), functools.partial(F.cross_entropy, label_smoothing=0.1)):
+        found = Objective(pixels, loss, (images[0], target), batch_size=5).evaluate().accuracy
+        assert found.item() == pytest.approx((pixels(images[0]).argmax(1) == target).double().mean().item())
+
+
+def test_a_list_of_two_tensors_is_said_to_be_no_data_set(model: nn.Module, images) -> None:
+    for loss in (F.cross_entropy, nn.CrossEntropyLoss(), lambda outputs, target: F.cross_entropy(outputs, target)):
+        with pytest.raises(TypeError, match=r"a list is a list of batches; give the tuple \(inputs, targets\)"):
+            Objective(model, loss, list(images))
+    x = torch.randn(4, 3)
+    with pytest.raises(TypeError, match=r"give the tuple \(X, Y\) instead of \[X, Y\]"):
+        Objective(nn.Linear(3, 3), F.mse_loss, [x, x])
+    assert Objective(nn.Linear(3, 3), lambda model, batch: model(batch).square().mean(), [x, x[:3]]).examples == 7
+
+
+def test_activations_kept_in_containers_do_not_matter(images) -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.kept = cnn(), {"list": [], "pair": None}
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs = self.net(x)
+            self.kept = {"list": [*self.kept["list"][:1], outputs], "pair": (outputs, [outputs * 2])}
+            return outputs
+
+    net = Caching()
+    net(images[0])
+    kept = net.kept
+    objective = Objective(net, F.cross_entropy, images)
+    assert objective.loss() == objective.loss() and objective.gradient()[0] == objective.gradient()[0]
+    assert net.kept is kept and len(kept["list"]) == 1
+
+
+def test_the_data_hash_is_of_what_was_given(model: nn.Module, images) -> None:
+    x, y = images
+    for data in (images, [(x[:9], y[:9]), (x[9:], y[9:])], DataLoader(TensorDataset(x, y), batch_size=6)):
+        hashes = {Objective(model, F.cross_entropy, data, dtype=dtype).batches.sha256 for dtype in (None, torch.float64, torch.bfloat16)}
+        assert hashes == {Objective(model, F.cross_entropy, images).batches.sha256}
+
+
+def test_provenance_tells_questions_apart(model: nn.Module, images) -> None:
+    def question(loss=F.cross_entropy, data=images, **options: object) -> Provenance:
+        return Objective(model, loss, data, **options).provenance()
+
+    now = question()
+    assert differing(now, question()) == differing(now, question(batch_size=3)) == differing(now, question(data=[images])) == []
+    assert now.loss_at_parameters == Objective(model, F.cross_entropy, images).loss()
+    smooth = question(lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1))
+    assert differing(now, smooth) == differing(question(lambda o, t: F.cross_entropy(o, t)), smooth) == ["loss_at_parameters"]
+    assert differing(now, question(reduction="sum")) == ["loss_at_parameters"]
+    uneven = [(images[0][:3], images[1][:3]), (images[0][3:], images[1][3:])]
+    assert differing(now, question(data=uneven, weight=lambda batch: 1.0)) == ["loss_at_parameters"]
+    assert differing(now, question(params=["4.*"])) == ["varied_sha256"]
+    assert differing(now, question(data=(images[0] + 1, images[1]))) == ["data_sha256"]
+    batch = question(batch_norm="batch", batch_size=8)
+    assert differing(batch, question(batch_norm="batch", batch_size=6)) == ["batch_size"] and now.batch_size is None
+    assert differing(now, Provenance()) and "loss_at_parameters" not in differing(now, batch)
+    with torch.no_grad():
+        model[1].running_mean.add_(1)
+    assert differing(now, question()) == ["parameter_sha256"]
+
+
+def test_the_fingerprint_is_of_the_model_as_it_is_now_and_costs_nothing(model: nn.Module, images) -> None:
+    objective = Objective(model, F.cross_entropy, images)
+    meter = objective.meter()
+    first = objective.provenance().loss_at_parameters
+    with torch.no_grad():
+        model[4].bias.add_(torch.arange(5.0))
+    assert objective.provenance().loss_at_parameters == objective.loss() != first
+    assert meter.cost().forwards == 1  # the one of `loss`
+    with torch.no_grad():
+        model[4].bias.fill_(math.nan)
+    assert math.isnan(objective.provenance().loss_at_parameters)
+    assert differing(objective.provenance(), Objective(model, F.cross_entropy, images).provenance()) == []
