@@ -16,6 +16,7 @@ from landscape.objective import Objective
 from landscape.plots import RunReport
 from landscape.plots import report as write_report
 from landscape.plots.tables import methods_table
+from landscape.provenance import differing
 from landscape.results import store
 from landscape.results.types import Eigenpairs, GradientTrace, Result, Sharpness, SpectralDensity, TraceEstimate, TrainingHistory
 from landscape.sharpness import m_sharpness
@@ -146,9 +147,10 @@ def compare(
     subset = None if sizes.surface_examples is None else _first_examples(data, sizes.surface_examples)
     plane = random_plane(objectives[reference], normalize="filter", seed=seed)
     paths = {name: None if out is None else Path(out) / f"{store.file_name(name)}.h5" for name in models}
-    for path in paths.values():
+    for name, path in paths.items():
         if path is not None:
             store.check_writable(path)
+            _refuse_another_question(path, objectives[name])
     comparison = Comparison()
     for name, objective in objectives.items():
         path = paths[name]
@@ -243,8 +245,20 @@ def measure(
     return replace(run, eigen=eigen, trace=trace, density=density, sharpness=sharpness, surfaces=surfaces)
 
 
-# What two measurements must have in common to be of the same question, beside their own settings.
-_SAME = ("parameter_sha256", "data_sha256", "dtype", "batch_norm", "device", "loss_at_parameters", "varied_sha256")
+_WORDS = {"parameter_sha256": "model", "data_sha256": "data set", "loss_at_parameters": "loss", "varied_sha256": "choice of parameters"}
+
+
+def _refuse_another_question(path: Path, objective: Objective) -> None:
+    """Stop before anything is measured if a file holds numbers of other weights, data or loss."""
+    if not path.exists():
+        return
+    now = objective.provenance()
+    for group in store.groups(path):
+        result = store.load(path, group, vectors=False)
+        if isinstance(result, Eigenpairs | TraceEstimate | SpectralDensity | Sharpness):
+            differ = differing(result.provenance, now)
+            if differ:
+                raise ValueError(f"{path} holds measurements of another {_WORDS.get(differ[0], differ[0])}: choose another folder for out")
 
 
 def _already_there(path: Path, kind: type[R], objective: Objective, seed: int, fits: Callable[[R], bool]) -> R | None:
@@ -255,8 +269,7 @@ def _already_there(path: Path, kind: type[R], objective: Objective, seed: int, f
     for group in store.groups(path):
         result = store.load(path, group)
         then = result.provenance
-        same = all(getattr(then, name) == getattr(now, name) for name in _SAME if hasattr(now, name))
-        if isinstance(result, kind) and same and then.seed in (seed, None) and fits(result):
+        if isinstance(result, kind) and not differing(then, now) and then.seed in (seed, None) and fits(result):
             return result
     return None
 
