@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,6 +21,7 @@ from landscape.objective import Held, NonFiniteLossError, Objective
 
 _CPU_BUDGET = 2 * 2**30
 _GPU_SHARE = 0.5
+_MARK = once_differentiable(lambda ctx, grad: grad).__code__  # one code object for every backward that is marked
 
 
 class Operator(ABC):
@@ -168,8 +170,6 @@ class HessianOperator(Operator):
             retained = _Retained()
             with retained if self._may_keep else nullcontext():
                 graph = _GradientGraph(self._of, self._leaves, self._held, index, batch)
-            if index == 0:
-                graph.refuse_once_differentiable()
             if self._may_keep:
                 size = retained.nbytes() + sum(leaf.numel() * leaf.element_size() for leaf in leaves(batch))
                 self._may_keep = self.memory_kept + size <= self.memory_budget
@@ -212,26 +212,13 @@ class _GradientGraph:
         ):
             seed_everything(index, device)  # a model that draws draws the same for a batch whenever its graph is built
             loss = objective.batch_loss(dict(zip(objective.names, point, strict=True)), batch, held)
+            forward = loss.grad_fn
             gradient = torch.autograd.grad(loss, point, create_graph=True, allow_unused=True) if loss.requires_grad else [None] * len(point)
         objective.count("gradients", self.examples)
         # A parameter that the loss does not use, or uses linearly, has no entry here: its rows are zero.
         self.gradient = {i: g for i, g in enumerate(gradient) if g is not None and g.requires_grad}
-
-    def refuse_once_differentiable(self) -> None:
-        """Raise where the gradient came through a backward that is not differentiable: autograd takes its derivative for zero."""
-        nodes: list[Any] = [g.grad_fn for g in self.gradient.values()]
-        seen = set()
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if node.name().rsplit("::", 1)[-1] == "Error":  # what once_differentiable leaves behind
-                raise NotImplementedError(
-                    "the model uses an operation whose backward is marked once_differentiable, such as a custom kernel: "
-                    "it has no second derivative, and the Hessian needs one"
-                )
-            nodes += [following for following, _ in node.next_functions]
+        if index == 0:
+            _refuse_once_differentiable([forward, *(g.grad_fn for g in self.gradient.values())])
 
     def add_product(self, vector: list[Tensor], total: list[Tensor], share: float, *, release: bool) -> None:
         """Add share * H_b v to `total`; `release` frees the graph."""
@@ -247,6 +234,24 @@ class _GradientGraph:
         used = [(t, p.detach()) for t, p in zip(total, parts, strict=True) if p is not None]
         if used:
             torch._foreach_add_([t for t, _ in used], [p for _, p in used], alpha=share)
+
+
+def _refuse_once_differentiable(nodes: list[Any]) -> None:
+    """Raise where a graph has an operation that autograd would take for linear: its backward is marked as not differentiable."""
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        # The second is what the mark leaves in the graph of a gradient; where what flows back is constant, it leaves nothing.
+        if getattr(backward, "__code__", None) is _MARK or node.name().rsplit("::", 1)[-1] == "Error":
+            raise NotImplementedError(
+                f"the model or the loss uses an operation whose backward is marked once_differentiable ({node.name()}), such as a "
+                "custom kernel: it has no second derivative, and the Hessian needs one"
+            )
+        nodes += [following for following, _ in node.next_functions]
 
 
 class _Retained(TorchDispatchMode):

@@ -10,11 +10,12 @@ from oracles import dense_hessian, finite_difference_product
 from problems import NETWORKS, Vector, logistic_regression, network, quadratic, spectrum_matrix
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape.curvature import DenseOperator, HessianOperator
+from landscape.curvature import DenseOperator, HessianOperator, hessian_trace, spectral_density, top_eigenpairs
 from landscape.objective import NonFiniteLossError, Objective
 
 
@@ -271,3 +272,46 @@ def test_wrong_arguments_are_named():
         HessianOperator(objective, memory_budget=-1)
     with pytest.raises(ValueError, match="symmetric"):
         DenseOperator([[1.0, 2.0], [0.0, 1.0]])
+
+
+class Cube(torch.autograd.Function):
+    """A custom kernel: x^3, with a backward that autograd cannot look into."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+
+@pytest.mark.parametrize("measure", [top_eigenpairs, hessian_trace, spectral_density])
+@pytest.mark.parametrize("where", ["everywhere", "below a layer"])
+def test_a_backward_that_is_differentiable_once_is_refused(where, measure):
+    """Autograd takes such a derivative for zero, and the largest eigenvalue was 0 ± 0."""
+
+    class Custom(Vector):
+        def forward(self, x):
+            return Cube.apply(super().forward(x))
+
+    model = Custom(torch.ones(2, dtype=torch.float64))
+    if where == "below a layer":
+        model = nn.Sequential(model, nn.Linear(2, 2).double())
+    x = torch.ones(4, 2, dtype=torch.float64)
+    objective = Objective(model, lambda outputs, target: outputs.sum() if where == "everywhere" else outputs.square().mean(), (x, x))
+    assert objective.gradient()[1]
+    with pytest.raises(NotImplementedError, match="marked once_differentiable"):
+        measure(objective)
+
+
+def test_the_operator_keeps_the_buffers_it_was_made_with():
+    problem = network("cnn")
+    lazy, kept = (HessianOperator(Objective(*problem), memory_budget=budget) for budget in (0, None))
+    v = probe(lazy.size)
+    before = lazy.matvec(v)
+    for buffer in problem.model.buffers():
+        buffer.mul_(2)
+    assert torch.equal(lazy.matvec(v), before) and torch.equal(kept.matvec(v), before)

@@ -1,12 +1,15 @@
 """Traces against sums of known eigenvalues; error bars against the errors of 200 runs."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from oracles import dense_hessian
 from problems import NETWORKS, network, spectrum_matrix
 
-from landscape.curvature import DenseOperator, hessian_trace, top_eigenpairs
+from landscape.curvature import DenseOperator, HessianOperator, hessian_trace, top_eigenpairs
 from landscape.objective import Objective
 
 OUTLIERS = [40, 25, 10, *np.linspace(-0.5, 1.5, 397)]
@@ -91,3 +94,49 @@ def test_wrong_arguments_of_the_trace_are_named(operator):
         hessian_trace(operator, max_matvecs=1)
     with pytest.raises(ValueError, match="length 5, the operator has size 400"):
         hessian_trace(operator, eigenpairs=top_eigenpairs(DenseOperator(torch.eye(5))))
+
+
+def changed(problem, what):
+    """The same objective but for one thing."""
+    model, loss, (x, y) = problem
+    if what == "weights":
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            next(model.parameters()).mul_(2)
+    if what == "loss":
+        return Objective(model, lambda o, t: loss(o, t) + o.square().mean(), (x, y))
+    return Objective(model, loss, (x + 1, y) if what == "data" else (x, y))
+
+
+@pytest.mark.parametrize("what", ["weights", "data", "loss"])
+@pytest.mark.parametrize("from_file", [False, True])
+def test_eigenpairs_of_another_operator_are_refused(what, from_file):
+    problem = network("mlp")
+    pairs = top_eigenpairs(Objective(*problem), k=3)
+    pairs = dataclasses.replace(pairs, point=None) if from_file else pairs
+    assert hessian_trace(Objective(*problem), eigenpairs=pairs, max_matvecs=20).matvecs == 20
+    with pytest.raises(ValueError, match=rf"another operator \(other {what}"):
+        hessian_trace(changed(problem, what), eigenpairs=pairs)
+
+
+def test_eigenpairs_of_another_point_are_refused():
+    objective = Objective(*network("mlp"))
+    elsewhere = {name: 2 * p for name, p in objective.parameters.items()}
+    there, here = HessianOperator(objective, elsewhere), HessianOperator(objective)
+    with pytest.raises(ValueError, match=r"other point"):
+        hessian_trace(there, eigenpairs=top_eigenpairs(here, k=3))
+    assert hessian_trace(there, eigenpairs=top_eigenpairs(there, k=3), max_matvecs=20).matvecs == 20
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_vectors_that_cannot_be_shown_to_belong_do_no_harm(operator, scale):
+    """Eigenpairs of some other matrix, and vectors of another length than one, which then cost a product each."""
+    foreign = top_eigenpairs(DenseOperator(spectrum_matrix([100, 90, 80, *[1.0] * 397], seed=9)), k=3, multiplicities=False)
+    foreign = dataclasses.replace(foreign, vectors=scale * foreign.vectors)
+    runs = [hessian_trace(operator, tol=0.05, seed=seed, eigenpairs=foreign) for seed in range(30)]
+    assert runs[0].matvecs == len(runs[0].samples) + 3
+    error = np.mean([run.value for run in runs]) - sum(OUTLIERS)
+    assert abs(error) < 4 * np.mean([run.stderr for run in runs]) / 30**0.5
+    problem = network("mlp")
+    short = top_eigenpairs(Objective(*problem, dtype=torch.float32), k=3)
+    assert abs(hessian_trace(Objective(*problem), eigenpairs=short).value - float(dense_hessian(*problem).trace())) < 0.2

@@ -64,6 +64,16 @@ def test_fields_without_a_value_stay_without(path: Path) -> None:
     assert "seed" not in store.attributes(path), "missing is missing, never -1"
 
 
+def test_files_from_before_the_fingerprints_load(path: Path) -> None:
+    for file in sorted((Path(__file__).parents[3] / "analyses/results").glob("*/*-0.h5")):
+        results = [store.load(file, group) for group in store.groups(file)]
+        assert results and all(r.provenance.loss_at_parameters is None or r.provenance.varied_sha256 for r in results)
+    result = dataclasses.replace(eigen(), provenance=dataclasses.replace(PROVENANCE, loss_at_parameters=None, batch_size=None))
+    assert_same(store.load(path, store.save(path, result)), result)
+    diverged = dataclasses.replace(eigen(), provenance=dataclasses.replace(PROVENANCE, loss_at_parameters=float("nan")))
+    assert np.isnan(store.load(path, store.save(path, diverged)).provenance.loss_at_parameters)
+
+
 def test_the_schema_covers_every_field_of_every_type() -> None:
     for layout in schema.LAYOUTS:
         stored = {v.field for v in layout.variables} | {a.name for a in layout.attributes} | {"cost", "provenance"}

@@ -9,6 +9,7 @@ import torch
 from problems import NETWORKS, Problem, Vector, network, quadratic, spectrum_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 import sam_core
 from landscape.objective import NonFiniteLossError, Objective, tensors_sha256
@@ -212,3 +213,42 @@ def test_losses_that_are_no_numbers_stop_with_their_shard() -> None:
     objective = Objective(model, lambda o, t: 2 * o.sum() + (2 - o).log().sum(), (torch.zeros(3, 1), torch.zeros(3, 1)))
     with pytest.raises(NonFiniteLossError, match="after the climb of rho = 5.*smaller rho"):
         m_sharpness(objective, rho=5, m=1)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_loaders_generator_is_put_back_while_the_exception_is_held(failure: type[BaseException]) -> None:
+    calls = []
+
+    def raising(outputs: Tensor, target: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 3:
+            raise failure
+        return F.cross_entropy(outputs, target)
+
+    problem = network("mlp", dtype=torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(*problem.data), batch_size=2, shuffle=True, generator=generator)
+    objective, before = Objective(problem.model, raising, loader), generator.get_state()
+    for measure in (lambda: m_sharpness(objective, m=1), objective.loss, objective.gradient):
+        calls.clear()
+        with pytest.raises(failure) as held:
+            measure()
+        assert torch.equal(generator.get_state(), before), held  # the traceback, and with it every frame, is still alive
+
+
+def test_the_climb_of_a_model_that_draws_is_that_of_its_own_draw() -> None:
+    """With other dropout before and after the climb, v_i would be the difference of two draws: it stays at a gap of order rho."""
+
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(50, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(F.dropout(x, 0.5))
+
+    g = torch.Generator().manual_seed(0)
+    objective = Objective(Drawing(), F.cross_entropy, (torch.randn(200, 50, generator=g), torch.arange(200) % 3))
+    for vectorize in (False, None):
+        found = m_sharpness(objective, rho=1e-3, m=1, vectorize=vectorize)
+        assert 0 < found.per_shard.min() and found.per_shard.max() < 0.02

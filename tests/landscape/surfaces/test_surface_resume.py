@@ -26,15 +26,16 @@ X, Y = (-1, 1, 5), (-0.5, 1, 3)
 class Interruptible(nn.Module):
     """Cross-entropy that is interrupted at one of its calls."""
 
-    def __init__(self, at: int = -1) -> None:
+    def __init__(self, at: int = -1, smoothing: float = 0.0) -> None:
         super().__init__()
+        self.smoothing = smoothing
         self.at, self.calls, self.armed = at, 0, False
 
     def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
         self.calls += 1
         if self.calls == self.at and self.armed:
             raise KeyboardInterrupt
-        return F.cross_entropy(outputs, target)
+        return F.cross_entropy(outputs, target, label_smoothing=self.smoothing)
 
 
 def objective_with(loss: nn.Module, **change: object) -> Objective:
@@ -133,6 +134,9 @@ CHANGES = {
     "batch sizes": (lambda _: objective_with(Interruptible(), batch_size=4), {}),
     "dtypes": (lambda _: objective_with(Interruptible(), dtype=torch.float64), {}),
     "loss functions": (lambda _: objective_with(F.cross_entropy), {}),
+    "loss functions (a sum for a mean)": (lambda _: objective_with(Interruptible(), reduction="sum"), {}),
+    "loss functions (weights of batches)": (lambda _: objective_with(Interruptible(), weight=lambda batch: 1.0), {}),
+    "loss functions (another one of the name)": (lambda _: objective_with(Interruptible(smoothing=0.1)), {}),
     "grids on y": (lambda o: o, {"y": (-0.5, 1, 4)}),
     "grids on x": (lambda o: o, {"x": (-1, 1.5, 5)}),
     "directions": (lambda o: o, {"seed": 1}),
@@ -154,7 +158,7 @@ def test_another_surface_of_that_name_is_refused_by_what_differs(tmp_path: Path,
     other = dataclasses.replace(plane, directions=plane.directions[::-1]) if "seed" in arguments else plane
     grid = {"x": X, "y": Y} | {k: v for k, v in arguments.items() if k != "seed"}
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=rf"holds another surface 'a': the {what} differ.*resume=False"):
+    with pytest.raises(ValueError, match=rf"holds another surface 'a': the {what.split(' (')[0]} differ.*resume=False"):
         loss_surface(objective, other, **grid, out=path, name="a")
     assert path.read_bytes() == before
     assert isinstance(loss_surface(objective, other, **grid, out=path, name="b"), Surface)
