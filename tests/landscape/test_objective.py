@@ -492,3 +492,29 @@ def test_the_fingerprint_is_of_the_model_as_it_is_now_and_costs_nothing(model: n
         model[4].bias.fill_(math.nan)
     assert math.isnan(objective.provenance().loss_at_parameters)
     assert differing(objective.provenance(), Objective(model, F.cross_entropy, images).provenance()) == []
+
+
+def test_hooks_are_part_of_the_model(model: nn.Module, images) -> None:
+    plain = Objective(model, F.cross_entropy, images).loss()
+    model[4].register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    expected = F.cross_entropy(copy.deepcopy(model).eval()(images[0]), images[1]).item()
+    assert Objective(model, F.cross_entropy, images, batch_size=100).loss() == pytest.approx(expected, rel=1e-6) != plain
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_recurrent_networks_have_gradients_on_a_gpu() -> None:
+    """In evaluation mode cuDNN's recurrent kernels have none."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.out = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.lstm(x)[0][:, -1])
+
+    net, x, y = Recurrent(), torch.randn(10, 5, 3), torch.arange(10) % 2
+    cpu, gpu = (Objective(net, F.cross_entropy, (x, y), device=device) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(gpu.flatten(gpu.gradient()[1]).cpu(), cpu.flatten(cpu.gradient()[1]), rtol=1e-3, atol=1e-5)
+    assert landscape.m_sharpness(gpu, m=3).value == pytest.approx(landscape.m_sharpness(cpu, m=3).value, rel=1e-2)
