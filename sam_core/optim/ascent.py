@@ -9,7 +9,8 @@ rho T^2 g / ||T g||_2, for p = inf rho T sign(g); for p = 1 all mass is on the l
 
 An ascent has two faces. `perturbation(gradients, weights)` is a pure function: differentiable, usable inside vmap and
 outside of any optimizer. `climb(gradients, site)` is one step of training: it may overwrite the gradients it is handed and
-it updates what the method carries along (averages). A new method overrides `direction`, the vector that is put in place of g.
+it updates what the method carries along (averages) out of place, so that a step that fails takes the old ones back. A new
+method overrides `direction`, the vector that is put in place of g.
 """
 
 import math
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 
 from sam_core.optim import vectors
 from sam_core.optim.carried import Carrier
-from sam_core.optim.checks import in_range
+from sam_core.optim.checks import flag, in_range
 
 Radius = float | Sequence[float]  # one rho, or one per tensor
 
@@ -39,8 +40,10 @@ class Site:
 
 def dual(v: Sequence[Tensor], p: float) -> list[Tensor]:
     """Return the vector of p-norm 1 with the largest inner product with `v`; zero where `v` is all zero. Pure."""
+    if not v:
+        return []
     if p == 2:
-        length = vectors.safe(vectors.pure_norm(v))
+        length = vectors.safe(vectors.pure_norm(v)).clamp(min=torch.finfo(vectors.accumulation_dtype(v)).tiny)
         return [(x / length.to(x.device)).to(x.dtype) for x in v]
     if p == math.inf:
         return [torch.sign(x) for x in v]
@@ -90,7 +93,7 @@ class Ascent(Carrier):
     """Base of all ascents: `rho`, what it needs, and the two faces `perturbation` and `climb`."""
 
     differentiable = False  # perturbation() depends on gradient and weights alone: the second-order term exists
-    settings = ("rho",)
+    settings: tuple[str, ...] = ("rho",)
 
     def __init__(self, rho: float | None = None) -> None:
         super().__init__()
@@ -137,11 +140,12 @@ class PNorm(Ascent):
     """
 
     differentiable = True
+    settings: tuple[str, ...] = ("rho", "p", "adaptive", "eta")
 
     def __init__(self, rho: float | None = None, p: float = 2, adaptive: bool = False, eta: float = 0.0) -> None:
         super().__init__(rho)
         self.p = in_range("p", p, 1, math.inf, closed_right=True)
-        self.adaptive = adaptive
+        self.adaptive = flag("adaptive", adaptive)
         self.eta = in_range("eta", eta, 0, math.inf)
 
     def scales(self, weights: Sequence[Tensor], names: Sequence[str] | None) -> list[bool] | None:
@@ -186,16 +190,20 @@ class PNorm(Ascent):
         pulled = [x for x, s in zip(v, site.scaled or (), strict=False) if s]
         if pulled:
             torch._foreach_mul_(pulled, sizes)
-        length = vectors.safe(vectors.norm(v))
+        if not v:
+            return v
+        shrink = vectors.inverse(vectors.norm(v), v)
         if pulled:
             torch._foreach_mul_(pulled, sizes)
         if isinstance(site.rho, Sequence):
-            return vectors.scale_(vectors.scale_(v, 1 / length), site.rho)
-        return vectors.scale_(v, site.rho / length)
+            return vectors.scale_(vectors.scale_(v, shrink), site.rho)
+        return vectors.scale_(v, site.rho * shrink)
 
 
 class Adaptive(PNorm):
     """ASAM (Kwon et al. 2021, arXiv 2102.11600): T = |w| + eta on weights and gains, T = 1 on biases."""
+
+    settings = ("rho", "p", "eta")
 
     def __init__(self, rho: float | None = None, p: float = 2, eta: float = 0.01) -> None:
         super().__init__(rho, p, adaptive=True, eta=eta)
@@ -212,6 +220,7 @@ class Friendly(PNorm):
     """
 
     differentiable = False
+    settings = (*PNorm.settings, "sigma", "lmbda")
 
     def __init__(
         self,
@@ -241,10 +250,10 @@ class Friendly(PNorm):
         if old:
             raw = [gradients[i] for i in old]
             average = [m for m in before if m is not None]
-            reduced = torch._foreach_add(raw, average, alpha=-self.sigma)
-            torch._foreach_mul_(average, self.lmbda)
-            torch._foreach_add_(average, raw, alpha=1 - self.lmbda)
-            torch._foreach_copy_(raw, list(reduced))
+            moved = list(torch._foreach_mul(average, self.lmbda))
+            torch._foreach_add_(moved, raw, alpha=1 - self.lmbda)
+            self.keep("average", [site.params[i] for i in old], moved)
+            torch._foreach_add_(raw, average, alpha=-self.sigma)
         return gradients
 
 
@@ -252,6 +261,7 @@ class Smoothed(PNorm):
     """VaSSO (Li & Giannakis 2023, arXiv 2309.15639): climbs along d_t = (1 - theta) d_{t-1} + theta g_t, d_0 = g_0."""
 
     differentiable = False
+    settings = (*PNorm.settings, "theta")
 
     def __init__(self, rho: float | None = None, theta: float = 0.9, p: float = 2, adaptive: bool = False, eta: float = 0.0) -> None:
         super().__init__(rho, p, adaptive, eta)
@@ -272,9 +282,10 @@ class Smoothed(PNorm):
         if old:
             average = [d for d in before if d is not None]
             fresh = [gradients[i] for i in old]
-            torch._foreach_mul_(average, 1 - self.theta)
-            torch._foreach_add_(average, fresh, alpha=self.theta)
-            torch._foreach_copy_(fresh, average)
+            moved = list(torch._foreach_mul(average, 1 - self.theta))
+            torch._foreach_add_(moved, fresh, alpha=self.theta)
+            self.keep("average", [site.params[i] for i in old], moved)
+            torch._foreach_copy_(fresh, moved)
         return gradients
 
 

@@ -1,7 +1,10 @@
 """Arguments checked at the door, in one voice: the name, the value, what is allowed."""
 
 import math
+from collections.abc import Iterable, Sequence
 from numbers import Real
+
+from torch import Tensor
 
 
 def in_range(name: str, value: float, low: float, high: float, *, closed_left: bool = True, closed_right: bool = False) -> float:
@@ -22,6 +25,17 @@ def in_range(name: str, value: float, low: float, high: float, *, closed_left: b
     return number
 
 
+def flag(name: str, value: bool) -> bool:
+    """Return `value` if it is True or False.
+
+    Raises:
+        TypeError: It is something else, such as a text, all of which but one count as true.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
 def whole(name: str, value: int, low: int) -> int:
     """Return `value` if it is a whole number of at least `low`.
 
@@ -34,3 +48,22 @@ def whole(name: str, value: int, low: int) -> int:
     if value < low:
         raise ValueError(f"{name} must be at least {low}, not {value}")
     return value
+
+
+def chosen_parameters(only: Iterable[Tensor], known: Sequence[Tensor]) -> set[Tensor]:
+    """Return the parameters in `only`.
+
+    Raises:
+        TypeError: It is no list of tensors.
+        ValueError: It is empty, or a tensor in it is none of the `known` parameters.
+    """
+    tensors = None if isinstance(only, Tensor) or not isinstance(only, Iterable) else list(only)
+    if tensors is None or not all(isinstance(t, Tensor) for t in tensors):
+        raise TypeError(f"only must be a list of parameters, not {repr(only)[:80]}")
+    if not tensors:
+        raise ValueError("only is empty: give the parameters to perturb, or leave it out")
+    ours = set(known)
+    foreign = sum(t not in ours for t in tensors)
+    if foreign:
+        raise ValueError(f"only: {foreign} of these {len(tensors)} tensors are no parameters of the base optimizer")
+    return set(tensors)

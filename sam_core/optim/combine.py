@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sam_core.optim import vectors
 from sam_core.optim.carried import Carrier
-from sam_core.optim.checks import in_range
+from sam_core.optim.checks import flag, in_range
 
 Gradients = list[Tensor]
 
@@ -42,11 +42,12 @@ class Mixed(Combine):
     """GNP (Zhao et al. 2022, arXiv 2202.03599): (1 - alpha) g + alpha g_s; `unit_norm` puts g / ||g|| in place of g."""
 
     needs_clean = True
+    settings = ("alpha", "unit_norm")
 
     def __init__(self, alpha: float = 0.8, unit_norm: bool = False) -> None:
         super().__init__()
         self.alpha = in_range("alpha", alpha, 0, math.inf)
-        self.unit_norm = unit_norm
+        self.unit_norm = flag("unit_norm", unit_norm)
 
     def combine(self, params: Sequence[Tensor], clean: Gradients | None, perturbed: Gradients) -> Gradients:
         """Return the interpolation."""
@@ -64,20 +65,24 @@ class SurrogateGap(Combine):
     """
 
     needs_clean = True
+    settings = ("alpha", "minimize_perturbed")
 
     def __init__(self, alpha: float = 0.4, minimize_perturbed: bool = True) -> None:
         super().__init__()
         self.alpha = in_range("alpha", alpha, 0, math.inf)
-        self.minimize_perturbed = minimize_perturbed
+        self.minimize_perturbed = flag("minimize_perturbed", minimize_perturbed)
 
     def combine(self, params: Sequence[Tensor], clean: Gradients | None, perturbed: Gradients) -> Gradients:
         """Return the main gradient with the orthogonal part of the other one."""
         assert clean is not None
         kept, other, sign = (perturbed, clean, -1.0) if self.minimize_perturbed else (clean, perturbed, 1.0)
-        along = vectors.dot(other, kept) / vectors.safe(vectors.dot(kept, kept))
-        # kept + s (other - along kept) = (1 - s along) kept + s other
+        if not kept:
+            return kept
+        unit, factor = vectors.about_unit_(kept)  # u: its square neither under- nor overflows
         step = sign * self.alpha
-        return vectors.add_(vectors.scale_(kept, 1 - step * along), other, step)
+        along = vectors.dot(unit, other) / vectors.safe(vectors.dot(unit, unit))
+        # kept + s (other - along u) = (1 / factor - s along) u + s other
+        return vectors.add_(vectors.scale_(unit, 1 / factor - step * along), other, step)
 
 
 class WeightedSharpness(Combine):
@@ -87,11 +92,12 @@ class WeightedSharpness(Combine):
     """
 
     needs_clean = True
+    settings = ("gamma", "decouple")
 
     def __init__(self, gamma: float = 0.9, decouple: bool = True) -> None:
         super().__init__()
         self.gamma = in_range("gamma", gamma, 0, 1)
-        self.decouple = decouple
+        self.decouple = flag("decouple", decouple)
         self._drift: Gradients | None = None
 
     def combine(self, params: Sequence[Tensor], clean: Gradients | None, perturbed: Gradients) -> Gradients:
@@ -117,6 +123,7 @@ class Look(Combine):
     """
 
     needs_clean = True
+    settings = ("alpha",)
 
     def __init__(self, alpha: float = 0.7) -> None:
         super().__init__()
@@ -125,8 +132,9 @@ class Look(Combine):
     def combine(self, params: Sequence[Tensor], clean: Gradients | None, perturbed: Gradients) -> Gradients:
         """Return g_s and keep g_v, in the storage of g."""
         assert clean is not None
-        along = vectors.dot(clean, perturbed) / vectors.safe(vectors.dot(clean, clean))
-        self.keep("sharpness_direction", params, vectors.add_(vectors.scale_(clean, -along), perturbed))
+        unit, _ = vectors.about_unit_(clean)  # its square neither under- nor overflows
+        along = vectors.dot(unit, perturbed) / vectors.safe(vectors.dot(unit, unit))
+        self.keep("sharpness_direction", params, vectors.add_(vectors.scale_(unit, -along), perturbed))
         return perturbed
 
     def rest(self, params: Sequence[Tensor], clean: Gradients) -> Gradients:

@@ -24,6 +24,8 @@ def shards_of(closure: Closure | Sequence[Closure] | None, weights: Sequence[flo
     closures = list(closure) if isinstance(closure, Sequence) else []
     if not closures or not all(callable(c) for c in closures):
         raise TypeError(f"step() takes a closure or a non-empty list of closures, not {closure!r}: {example}")
+    if weights is not None and (isinstance(weights, str) or not isinstance(weights, Sequence)):
+        raise TypeError(f"weights must be a list with the sizes of the {len(closures)} shards, not {weights!r}")
     sizes = [1.0] * len(closures) if weights is None else [in_range("weights", w, 0, float("inf")) for w in weights]
     if len(sizes) != len(closures) or not sum(sizes) > 0:
         raise ValueError(f"weights must be the sizes of the {len(closures)} shards, not {weights!r}")
@@ -43,6 +45,18 @@ def accumulated(total: Gradient, gradient: Gradient, share: float) -> Gradient:
         else:
             result.append(g.mul_(share) if before is None else before.add_(g, alpha=share))
     return result
+
+
+def dense(gradient: Gradient) -> Gradient:
+    """Return the gradient as it is.
+
+    Raises:
+        ValueError: An entry is sparse.
+    """
+    for i, g in enumerate(gradient):
+        if g is not None and g.layout != torch.strided:
+            raise ValueError(f"parameter {i} (of shape {tuple(g.shape)}) has a sparse gradient, which has no norm here: use sparse=False")
+    return gradient
 
 
 def clear(params: Sequence[Tensor]) -> None:

@@ -52,5 +52,5 @@ class Home:
 
 
 def fits(known: Tensor, param: Tensor, saved: Tensor) -> bool:
-    """Say whether `saved` is still storage for the values of `param` (a model may be moved or cast in between)."""
-    return known is param and saved.dtype == param.dtype and saved.device == param.device
+    """Say whether `saved` is still storage for the values of `param` (a model may be moved, cast or reshaped in between)."""
+    return known is param and saved.shape == param.shape and saved.dtype == param.dtype and saved.device == param.device

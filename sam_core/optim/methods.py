@@ -87,8 +87,10 @@ def make(name: str, base: Optimizer, **options: Any) -> SharpnessAware:
 
     Raises:
         ValueError: There is no such method.
-        TypeError: The method has no such option.
+        TypeError: The name is no text, or the method has no such option.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a method must be a text, not {name!r}; there are {', '.join(_registry)}")
     key = _spellings.get(spelled(name))
     if key is None:
         close = dict.fromkeys(_spellings[s] for s in difflib.get_close_matches(spelled(name), list(_spellings), cutoff=0.5))
@@ -247,7 +249,7 @@ class WSAM(SharpnessAware):
     "friendly-sam",
     formula="d = g - sigma m, m <- lmbda m + (1 - lmbda) g; eps = rho d / ||d||; base(g_s)",
     source="Li et al. 2024, arXiv 2403.12350",
-    memory="2 P",
+    memory="3 P",
 )
 class FSAM(SharpnessAware):
     """Friendly SAM: climbs along the batch-specific part of the gradient."""
@@ -269,7 +271,7 @@ class FSAM(SharpnessAware):
     "vasso",
     formula="d <- (1 - theta) d + theta g; eps = rho d / ||d||; base(g_s)",
     source="Li & Giannakis 2023, arXiv 2309.15639",
-    memory="2 P",
+    memory="3 P",
 )
 class VaSSO(SharpnessAware):
     """Variance-suppressed SAM: climbs along a running average of gradients."""

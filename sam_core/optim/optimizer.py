@@ -8,7 +8,7 @@
 The weights come back by copying a saved copy over them, so w is restored to the bit, also when a closure raises.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypedDict
 
@@ -18,13 +18,14 @@ from torch.optim import LBFGS, Optimizer
 
 from sam_core.optim import vectors
 from sam_core.optim.ascent import Ascent, PNorm, Site
-from sam_core.optim.batchnorm import frozen_statistics
+from sam_core.optim.base_state import check_base_state
+from sam_core.optim.batchnorm import frozen_statistics, save_statistics
 from sam_core.optim.carried import Carrier
-from sam_core.optim.checks import in_range
+from sam_core.optim.checks import chosen_parameters, flag, in_range
 from sam_core.optim.combine import Combine, FromFunction, Perturbed
-from sam_core.optim.gradients import Closure, Gradient, Shards, accumulated, clear, filled, present, shards_of
+from sam_core.optim.gradients import Closure, Gradient, Shards, accumulated, clear, dense, filled, present, shards_of
 from sam_core.optim.home import Home
-from sam_core.optim.schedule import EveryStep, Schedule
+from sam_core.optim.schedule import EveryStep, Never, Schedule
 from sam_core.optim.second_order import eps_with_graph, with_second_order
 
 
@@ -43,6 +44,26 @@ class Visit(NamedTuple):
     clean: Gradient | None
     perturbed: Gradient | None  # None: the schedule did not climb
     passes: int
+
+
+def added(mean: Visit | None, visit: Visit, share: float) -> Visit:
+    """Return the weighted mean so far with one more visit."""
+    before = mean or Visit(torch.zeros_like(visit.loss), None, None, 0)
+    return Visit(
+        before.loss + visit.loss * share,
+        None if visit.clean is None else accumulated(before.clean or [], visit.clean, share),
+        None if visit.perturbed is None else accumulated(before.perturbed or [], visit.perturbed, share),
+        visit.passes,
+    )
+
+
+class Pending(NamedTuple):
+    """What first_step() or perturb() leaves for second_step()."""
+
+    clean: Gradient | None
+    climbed: bool
+    undo: Callable[[], None]
+    versions: list[int] | None  # of the parameters after perturb(): a step since then shows in them
 
 
 class SharpnessAware(Optimizer):
@@ -81,6 +102,8 @@ class SharpnessAware(Optimizer):
         ascent = PNorm(0.05) if ascent is None else ascent
         combine = Perturbed() if combine is None else combine
         schedule = EveryStep() if schedule is None else schedule
+        if not isinstance(combine, Combine) and (isinstance(combine, type) or not callable(combine)):
+            raise TypeError(f"combine must be a Combine instance or a function (g, g_s) -> gradient, not {combine!r}")
         for name, part, kind in (("ascent", ascent, Ascent), ("schedule", schedule, Schedule)):
             if not isinstance(part, kind):
                 raise TypeError(f"{name} must be a {kind.__name__} instance, not {part!r}")
@@ -94,14 +117,14 @@ class SharpnessAware(Optimizer):
         self.schedule = schedule.fresh()
         self.memory = Carrier()  # what the method as a whole carries along
         self.model = model
-        self.per_shard = per_shard
-        self.second_order = second_order
+        self.per_shard = flag("per_shard", per_shard)
+        self.second_order = flag("second_order", second_order)
         self.steps = 0  # steps made
         self.gradients_computed = 0  # in units of one gradient of the whole batch
-        self._only = None if only is None else set(only)
+        self._only = None if only is None else chosen_parameters(only, self.parameters())
         self._scaled: tuple[int, list[bool] | None] | None = None
         self._home = Home()
-        self._pending: tuple[Gradient | None, bool] | None = None  # of first_step: clean gradient, whether it climbed
+        self._pending: Pending | None = None
         self._frozen = ExitStack()  # running statistics between first_step and second_step
         self._check_composition()
         for group in base.param_groups:
@@ -120,12 +143,12 @@ class SharpnessAware(Optimizer):
             raise ValueError(f"{type(self.schedule).__name__} decides by the gradient of the batch: use it without per_shard")
         if self.second_order and not self.ascent.differentiable:
             raise ValueError(f"second_order=True needs an ascent that depends on g and w alone, not {type(self.ascent).__name__}")
-        known = {p for group in self.param_groups for p in group["params"]}
-        if self._only is not None and not self._only & known:
-            raise ValueError("only: none of these tensors is a parameter of the base optimizer")
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Refuse a group whose own radius is invalid."""
+        """Refuse a group whose own settings are invalid."""
+        flag("perturb of a parameter group", group.get("perturb", True))
+        if group.get("maximize") and not isinstance(self.schedule, Never):
+            raise ValueError("maximize=True: the climb would lead towards the optimum; minimise the negative loss instead")
         if "rho" in group and "rho" not in self.base.defaults:
             in_range("rho of a parameter group", group["rho"], 0, float("inf"))
 
@@ -194,7 +217,12 @@ class SharpnessAware(Optimizer):
         self._must_be_home("copying or pickling")
         # a scheduler hides `step` behind a function bound to this very object
         left_out = ("_own_groups", "_own_state", "step")
-        return {**{key: v for key, v in self.__dict__.items() if key not in left_out}, "_home": Home()}
+        return {
+            **{key: v for key, v in self.__dict__.items() if key not in left_out},
+            "_home": Home(),
+            "_pending": None,
+            "_frozen": ExitStack(),
+        }
 
     def parameters(self) -> list[Tensor]:
         """Return all parameters, in the order of the groups."""
@@ -209,7 +237,7 @@ class SharpnessAware(Optimizer):
 
         Raises:
             TypeError: The closure returned no loss.
-            ValueError: It left no gradient.
+            ValueError: It returned more than one number, or left no gradient, or a sparse one.
         """
         params = self.parameters()
         loss: Tensor | None = None
@@ -221,6 +249,9 @@ class SharpnessAware(Optimizer):
                 if not isinstance(value, (Tensor, float)):
                     raise TypeError(f"the closure must return the loss, a 0-dim tensor; it returned {value!r}")
                 value = torch.as_tensor(value).detach()
+                if value.numel() != 1:
+                    raise ValueError(f"the closure must return the loss, a 0-dim tensor; it returned one of shape {tuple(value.shape)}")
+                value = value.reshape(())
                 gradient = self._take_gradient(params)
                 if len(shards) > 1:
                     value = value * share
@@ -234,7 +265,7 @@ class SharpnessAware(Optimizer):
 
     def _take_gradient(self, params: Sequence[Tensor]) -> Gradient:
         """Take the gradients out of .grad, detached unless the second-order term needs their graph."""
-        taken = [p.grad for p in params]
+        taken = dense([p.grad for p in params])
         clear(params)
         return taken if self.second_order else [g.detach() if g is not None and g.requires_grad else g for g in taken]
 
@@ -276,6 +307,10 @@ class SharpnessAware(Optimizer):
             self._scaled = (len(params), self.ascent.scales(params, self._names(params)))
         return self._scaled[1]
 
+    def _climb(self, slope: list[Tensor] | None, site: Site) -> list[Tensor]:
+        """Return eps; there may be nothing that moves, if all that has a gradient is kept out of the climb."""
+        return self.ascent.climb(slope, site) if site.params else []
+
     def _names(self, params: Sequence[Tensor]) -> list[str] | None:
         """Return the names of the parameters, if the model or the base optimizer knows them."""
         if self.model is not None:
@@ -287,7 +322,7 @@ class SharpnessAware(Optimizer):
 
     def _must_be_home(self, what: str) -> None:
         if self._home.empty:
-            raise RuntimeError(f"{what}: the weights are still perturbed; first call second_step() or leave perturb()")
+            raise RuntimeError(f"{what}: the weights are still perturbed; first call second_step() or restore(), or leave perturb()")
 
     # -- the step
 
@@ -325,8 +360,15 @@ class SharpnessAware(Optimizer):
             raise TypeError(f"{type(self).__name__} uses one batch per step: leave next_closure out")
         if self.per_shard and len(here) != len(there):
             raise ValueError(f"{len(here)} closures for this batch, {len(there)} for the next: they must be equally many")
+        self._let_go()
         clear(self.parameters())
-        loss = self._run(here, there)
+        undo = self._savepoint(statistics=True)
+        try:
+            loss = self._run(here, there)
+        except BaseException:
+            undo()
+            clear(self.parameters())
+            raise
         self.steps += 1
         return loss
 
@@ -337,25 +379,14 @@ class SharpnessAware(Optimizer):
             visit = self._visit(here, there, climbing)
             loss, clean, perturbed, passes = visit
         else:
-            visits = ((self._visit([(c, 1.0)], [(d, 1.0)], climbing), s) for (c, s), (d, _) in zip(here, there, strict=True))
-            loss, clean, perturbed, passes = self._mean(visits)
+            mean: Visit | None = None
+            for (c, share), (d, _) in zip(here, there, strict=True):
+                mean = added(mean, self._visit([(c, 1.0)], [(d, 1.0)], climbing), share)
+            assert mean is not None
+            loss, clean, perturbed, passes = mean
         self.gradients_computed += passes
         self._descend(clean, perturbed)
         return loss
-
-    def _mean(self, visits: Iterable[tuple[Visit, float]]) -> Visit:
-        """Return the weighted mean of the visits, one in memory at a time."""
-        mean: Visit | None = None
-        for visit, share in visits:
-            before = mean or Visit(torch.zeros_like(visit.loss), None, None, 0)
-            mean = Visit(
-                before.loss + visit.loss * share,
-                None if visit.clean is None else accumulated(before.clean or [], visit.clean, share),
-                None if visit.perturbed is None else accumulated(before.perturbed or [], visit.perturbed, share),
-                visit.passes,
-            )
-        assert mean is not None
-        return mean
 
     def _visit(self, here: Shards, there: Shards, climbing: bool | None) -> Visit:
         """Take the clean gradient, climb, take the perturbed gradient, come back. `climbing` None: ask the schedule."""
@@ -381,7 +412,7 @@ class SharpnessAware(Optimizer):
                 graph = eps_with_graph(self.ascent, slope, site)
                 self._home.leave(site.params, [e.detach() for e in graph], keep_graphs=True)
             else:
-                self._home.leave(site.params, self.ascent.climb(slope, site))
+                self._home.leave(site.params, self._climb(slope, site))
             del slope  # eps was made in its storage: with the saved weights, one extra copy of the parameters is alive
             perturbed_loss, perturbed = self._gradient(there, frozen=loss is not None)
         finally:
@@ -421,32 +452,62 @@ class SharpnessAware(Optimizer):
 
     # -- the explicit forms
 
-    def _climb_from_grad(self, keep_grad: bool) -> bool:
-        """Climb along the gradients found in .grad; return whether the schedule climbs in this step."""
-        self._must_be_home("first_step()")
+    def _savepoint(self, statistics: bool = False) -> Callable[[], None]:
+        """Return a function that takes back what a step changes besides the weights; costs no copy of a parameter."""
+        points = [part.savepoint() for part in self._parts().values()]
+        if statistics:
+            points.append(save_statistics(self.model)[1])
+        counted = self.gradients_computed
+
+        def put_back() -> None:
+            for point in points:
+                point()
+            self.gradients_computed = counted
+
+        return put_back
+
+    def _let_go(self) -> None:
+        """Forget a climb that was not followed by second_step(); what it changed in averages stays."""
+        self._frozen.close()
+        self._pending = None
+
+    def _climb_from_grad(self, keep_grad: bool) -> None:
+        """Climb along the gradients found in .grad, if the schedule climbs in this step."""
         if self.second_order:
             raise RuntimeError("second_order=True works with step(closure) only")
+        self._let_go()
         params = self.parameters()
-        clean: Gradient = [None if p.grad is None else p.grad.detach() for p in params]
+        clean = dense([None if p.grad is None else p.grad.detach() for p in params])
         found = [g for g in clean if g is not None]
         if not found and (self.ascent.needs_gradient() or self.combine.needs_clean):
             raise RuntimeError("no parameter has a gradient: call loss.backward() before first_step() or perturb()")
-        climbing = self.schedule.climbs(self.steps, found)
-        index, site = self._site(clean if self.ascent.needs_gradient() else None)
-        slope = [g for g in (clean[i] for i in index) if g is not None] if self.ascent.needs_gradient() else None
-        kept: Gradient | None = None
-        if self.combine.needs_clean or not climbing:
-            kept = [None if g is None else g.clone() for g in clean]
-        if climbing:
-            own = vectors.clone(slope) if slope is not None and keep_grad else slope
-            self._home.leave(site.params, self.ascent.climb(own, site))
-        self._pending = (kept, climbing)
+        undo = self._savepoint()
+        try:
+            climbing = self.schedule.climbs(self.steps, found)
+            index, site = self._site(clean if self.ascent.needs_gradient() else None)
+            slope = [g for g in (clean[i] for i in index) if g is not None] if self.ascent.needs_gradient() else None
+            kept: Gradient | None = None
+            if self.combine.needs_clean or not climbing:
+                kept = [None if g is None else g.clone() for g in clean]
+            if climbing:
+                own = vectors.clone(slope) if slope is not None and keep_grad else slope
+                self._home.leave(site.params, self._climb(own, site))
+        except BaseException:
+            self._home.come_back()
+            undo()
+            raise
+        self._pending = Pending(kept, climbing, undo, None)
         self.gradients_computed += 1 if found else 0
-        return climbing
+
+    def _no_shards(self, what: str) -> None:
+        if self.per_shard:
+            raise RuntimeError(f"{type(self).__name__} climbs once for every shard, which {what} cannot do: use step([closure, ...])")
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
-        """Move to w + eps, along the gradients found in .grad; second_step() comes back and descends."""
+        """Move to w + eps, along the gradients found in .grad; second_step() comes back and descends, restore() only comes back."""
+        self._must_be_home("first_step()")
+        self._no_shards("first_step()")
         self._climb_from_grad(keep_grad=not zero_grad)
         self._frozen.enter_context(frozen_statistics(self.model))
         if zero_grad:
@@ -457,48 +518,77 @@ class SharpnessAware(Optimizer):
         """Come back to w and make the base optimizer's step; .grad holds the gradient at w + eps.
 
         Raises:
-            RuntimeError: There was no first_step() or perturb() before.
+            RuntimeError: There was no first_step() or perturb() before, no gradient was computed since, or the weights
+                have been changed since perturb().
         """
+        self._no_shards("second_step()")
         if self._pending is None:
             raise RuntimeError(
                 "second_step() without first_step(): the order is loss.backward(), first_step(zero_grad=True), "
                 "loss.backward() again, second_step(zero_grad=True)"
             )
+        clean, climbed, undo, versions = self._pending
+        params = self.parameters()
+        if versions is not None and versions != [p._version for p in params]:
+            self._let_go()
+            raise RuntimeError("second_step() without first_step(): the weights have been changed since perturb()")
+        if climbed and all(p.grad is None for p in params):
+            raise RuntimeError(
+                "no parameter has a gradient: call loss.backward() between first_step() and second_step(), or restore() to come "
+                "back without a step"
+            )
+        perturbed = self._take_gradient(params)
         self._home.come_back()
-        self._frozen.close()
-        (kept, climbed), self._pending = self._pending, None
-        perturbed = self._take_gradient(self.parameters())
-        if climbed:
-            self._observe(perturbed)
-            self.gradients_computed += 1
-        self._descend(kept, perturbed if climbed else None)
+        self._let_go()
+        try:
+            if climbed:
+                self._observe(perturbed)
+                self.gradients_computed += 1
+            self._descend(clean, perturbed if climbed else None)
+        except BaseException:
+            undo()
+            raise
         self.steps += 1
         self._opt_called = True  # schedulers put on this optimizer watch step(), which is not called in this form
         if zero_grad:
             self.zero_grad()
+
+    def restore(self) -> None:
+        """Come back to w without a step: first_step() is undone, .grad stays. Nothing to do if there was none."""
+        self._home.come_back()
+        pending = self._pending
+        self._let_go()
+        if pending is not None:
+            pending.undo()
 
     @contextmanager
     def perturb(self) -> Iterator[None]:
         """Within the block the weights are w + eps, along the gradients found in .grad; after it they are w, to the bit.
 
         .grad is empty on entering. A backward pass inside leaves its gradient there, and second_step() (which combines)
-        or the base optimizer may step with it; without one, .grad is put back as it was.
+        or the base optimizer may step with it. Without one the block has only measured: .grad and all that the method
+        carries are put back as they were; after an exception too.
         """
         self._must_be_home("perturb()")
         params = self.parameters()
         before = [p.grad for p in params]
+        measured = True
         try:
             with torch.no_grad():
                 self._climb_from_grad(keep_grad=True)
             clear(params)
             with frozen_statistics(self.model):
                 yield
+            measured = all(p.grad is None for p in params)
         finally:
-            self._home.come_back()
-            if all(p.grad is None for p in params):
-                self._pending = None
+            if measured:
+                self.restore()
                 for p, g in zip(params, before, strict=True):
                     p.grad = g
+            else:
+                self._home.come_back()
+                if self._pending is not None:
+                    self._pending = self._pending._replace(versions=[p._version for p in params])
 
     # -- checkpoints
 
@@ -520,21 +610,32 @@ class SharpnessAware(Optimizer):
         """Load what state_dict() returned.
 
         Raises:
-            ValueError: It belongs to another method, another model, or to a bare optimizer.
+            ValueError: It belongs to another method, another model, or to a bare optimizer, or it is damaged.
         """
         self._must_be_home("load_state_dict()")
         parts = self._parts()
+        if not isinstance(state_dict, Mapping):
+            raise ValueError(f"state_dict must be what state_dict() returned, not a {type(state_dict).__name__}")
         missing = [key for key in ("base", "steps", "gradients_computed", *parts) if key not in state_dict]
         if missing:
             raise ValueError(
                 f"state_dict has no {', '.join(missing)}: it is not from {type(self).__name__}; the state of a bare "
                 "optimizer is loaded with opt.base.load_state_dict(...)"
             )
+        for name in ("steps", "gradients_computed"):
+            number = state_dict[name]
+            allowed = int if name == "steps" else (int, float)
+            if isinstance(number, bool) or not isinstance(number, allowed) or not 0 <= number < float("inf"):
+                raise ValueError(f"state_dict: {name} must be a number of at least 0, not {number!r}")
         params = self.parameters()
         for name, part in parts.items():
             part.check_state(state_dict[name], params)
+        if state_dict["ascent"]["settings"].get("rho", 0) is None:
+            raise ValueError("state_dict: the ascent has no rho")
+        check_base_state(state_dict["base"], self.base)
         self.base.load_state_dict(state_dict["base"])
         for name, part in parts.items():
             part.load_state_dict(state_dict[name], params)
         self.steps, self.gradients_computed = state_dict["steps"], state_dict["gradients_computed"]
-        self._pending = None
+        self._scaled = None
+        self._let_go()

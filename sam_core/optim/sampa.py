@@ -10,7 +10,7 @@ The two gradients of a step do not depend on each other. y_0 = x_0, whose gradie
 """
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from sam_core.optim import vectors
 from sam_core.optim.ascent import Ascent, PNorm, Site, with_rho
 from sam_core.optim.carried import Carrier
-from sam_core.optim.checks import in_range
+from sam_core.optim.checks import in_range, whole
 from sam_core.optim.gradients import Gradient, Shards, accumulated
 from sam_core.optim.optimizer import Options, SharpnessAware
 from sam_core.optim.schedule import Schedule
@@ -55,10 +55,11 @@ class Random(PNorm):
     """RandSAM: climbs along a Gaussian direction, drawn in float32 on the CPU: the same on every device."""
 
     differentiable = False
+    settings = ("rho", "seed", "p")
 
     def __init__(self, rho: float | None = None, seed: int = 0, p: float = 2) -> None:
         super().__init__(rho, p)
-        self.seed = seed
+        self.seed = whole("seed", seed, 0)
         self.generator = torch.Generator().manual_seed(seed)
 
     def fresh(self) -> "Random":
@@ -100,13 +101,24 @@ class Momentum(PNorm):
 
 
 class YGradients(Carrier):
-    """grad f(y_t), one set of tensors for each shard that climbs by itself, and the shards' shares of the mean."""
+    """grad f(y_t), one set of tensors for each shard that climbs by itself, and the shards' shares of the mean; and lam."""
 
-    settings = ("shares",)
+    settings = ("lam", "shares")
 
-    def __init__(self) -> None:
+    def __init__(self, lam: float) -> None:
         super().__init__()
+        self.lam = in_range("lam", lam, 0, 1, closed_right=True)
         self.shares: list[float] = []
+
+    def check_state(self, state: Any, params: Sequence[Tensor]) -> None:
+        """Refuse a state whose shares are no shares of a mean, or not those of the gradients in it."""
+        super().check_state(state, params)
+        shares = state["settings"].get("shares")
+        fine = isinstance(shares, list) and all(isinstance(s, float) and 0 <= s <= 1 for s in shares)
+        if not fine or (shares and abs(sum(shares) - 1) > 1e-6):
+            raise ValueError(f"state_dict: the shares of the shards must be a list of numbers that sum to 1, not {shares!r}")
+        if {int(name.rpartition(".")[2]) for name in state["carried"] if name.rpartition(".")[2].isdigit()} - set(range(len(shares))):
+            raise ValueError(f"state_dict: {len(state['carried'])} gradients for {len(shares)} shards")
 
 
 class SAMPa(SharpnessAware):
@@ -142,9 +154,18 @@ class SAMPa(SharpnessAware):
         per_shard: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        self.lam = in_range("lam", lam, 0, 1, closed_right=True)
+        memory = YGradients(lam)  # checks lam first
         super().__init__(base, ascent=with_rho(ascent, rho), per_shard=per_shard, **options)
-        self.memory = YGradients()
+        self.memory = memory
+
+    @property
+    def lam(self) -> float:
+        """Share of grad f(y_{t+1}) in the update. May be set."""
+        return self.memory.lam
+
+    @lam.setter
+    def lam(self, value: float) -> None:
+        self.memory.lam = in_range("lam", value, 0, 1, closed_right=True)
 
     def _check_composition(self) -> None:
         super()._check_composition()
@@ -199,7 +220,7 @@ class SAMPa(SharpnessAware):
             index, site = self._site(gradient)
             slope = vectors.clone([g for g in (gradient[k] for k in index) if g is not None])
             try:
-                self._home.leave(site.params, self.ascent.climb(slope, site))
+                self._home.leave(site.params, self._climb(slope, site))
                 del slope
                 one = self._gradient(shards, frozen=True)[1]
             finally:
@@ -225,5 +246,5 @@ class SAMPa(SharpnessAware):
         self._descend(None, update)
         return loss
 
-    def _climb_from_grad(self, keep_grad: bool) -> bool:
+    def _climb_from_grad(self, keep_grad: bool) -> None:
         raise RuntimeError("SAMPa climbs along the gradient of another point, not along .grad: use loss = opt.step(closure, next_closure)")

@@ -1,7 +1,7 @@
 """WHEN to climb and HOW FAR: every step, every k steps, in a window; the radius constant, warmed up or following the lr."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from torch import Tensor
@@ -42,6 +42,8 @@ class Never(Schedule):
 class Every(Schedule):
     """Climb in steps 0, k, 2k, ...; the steps between descend as the combination's `rest` says."""
 
+    settings = ("k",)
+
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = whole("k", k, 1)
@@ -53,6 +55,8 @@ class Every(Schedule):
 
 class Window(Schedule):
     """Climb from step `start` until before step `end` (None: to the end)."""
+
+    settings = ("start", "end")
 
     def __init__(self, start: int = 0, end: int | None = None) -> None:
         super().__init__()
@@ -67,6 +71,8 @@ class Window(Schedule):
 class WarmUp(Schedule):
     """The radius grows linearly from 0 to rho over the first `steps` steps."""
 
+    settings = ("steps",)
+
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.steps = whole("steps", steps, 1)
@@ -78,6 +84,8 @@ class WarmUp(Schedule):
 
 class FollowLR(Schedule):
     """The radius follows the learning rate (GSAM): rho_min + (rho - rho_min) (lr - lr_min) / (lr_max - lr_min)."""
+
+    settings = ("lr_max", "lr_min", "rho_min")
 
     def __init__(self, lr_max: float, lr_min: float = 0.0, rho_min: float = 0.0) -> None:
         super().__init__()
@@ -105,6 +113,16 @@ class Both(Schedule):
         part.when, part.how_far = self.when.fresh(), self.how_far.fresh()
         return part
 
+    def savepoint(self) -> Callable[[], None]:
+        """Return a function that puts both back."""
+        points = [super().savepoint(), self.when.savepoint(), self.how_far.savepoint()]
+
+        def put_back() -> None:
+            for point in points:
+                point()
+
+        return put_back
+
     def climbs(self, step: int, clean: Sequence[Tensor] | None = None) -> bool:
         """Say what the first schedule says."""
         return self.when.climbs(step, clean)
@@ -121,8 +139,8 @@ class Both(Schedule):
     def check_state(self, state: Any, params: Sequence[Tensor]) -> None:
         """Refuse a state that does not fit."""
         super().check_state(state, params)
-        self.when.check_state(state["when"], params)
-        self.how_far.check_state(state["how_far"], params)
+        self.when.check_state(state.get("when"), params)
+        self.how_far.check_state(state.get("how_far"), params)
 
     def load_state_dict(self, state: Any, params: Sequence[Tensor]) -> None:
         """Take over the states of both."""

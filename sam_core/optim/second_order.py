@@ -13,6 +13,8 @@ def eps_with_graph(ascent: Ascent, slope: list[Tensor] | None, site: Site) -> li
     Raises:
         ValueError: The gradients came without their graph.
     """
+    if not site.params:
+        return []
     if slope is None or not any(g.requires_grad for g in slope):
         raise ValueError("second_order=True needs closures that call loss.backward(create_graph=True)")
     with torch.enable_grad():
@@ -23,6 +25,8 @@ def with_second_order(perturbed: Gradient, everywhere: list[Tensor], index: list
     """Return g_s + (d eps / dw)^T g_s: the gradient of L(w + eps(w)), one vector-Jacobian product."""
     result = [None if g is None else g.detach() for g in perturbed]
     pairs = [(e, g) for e, g in zip(graph, (result[i] for i in index), strict=True) if g is not None and e.requires_grad]
+    if not pairs:
+        return result
     wanted = [i for i, p in enumerate(everywhere) if p.requires_grad]
     terms = torch.autograd.grad([e for e, _ in pairs], [everywhere[i] for i in wanted], [g for _, g in pairs], allow_unused=True)
     for i, term in zip(wanted, terms, strict=True):

@@ -36,12 +36,12 @@ def step_without_commit(base: Optimizer, params: list[Tensor], gradients: list[T
 
 def plain_sgd(group: dict[str, Any]) -> bool:
     """Say whether `sgd_step` computes the same bits as `torch.optim.SGD` for this group."""
-    return not (isinstance(group["lr"], Tensor) or group["differentiable"] or group["fused"])
+    return not (isinstance(group["lr"], Tensor) or group["differentiable"] or group["fused"] or group["maximize"])
 
 
 def sgd_step(base: SGD, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
-    """SGD's step with momentum, weight decay, dampening, Nesterov, maximize: the parameters move, the buffers do not."""
-    d = list(torch._foreach_neg(gradients)) if group["maximize"] else gradients
+    """SGD's step with momentum, weight decay, dampening, Nesterov: the parameters move, the buffers do not."""
+    d = gradients
     if group["weight_decay"]:
         d = list(torch._foreach_add(d, params, alpha=group["weight_decay"]))
     mu = group["momentum"]

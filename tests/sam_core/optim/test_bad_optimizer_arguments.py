@@ -33,6 +33,9 @@ def base() -> torch.optim.Optimizer:
         (lambda: sam_core.SAM(base(), only=[torch.ones(2)]), "only"),
         (lambda: sam_core.mSAM(base(), ascent=sam_core.Smoothed(0.1)), "per_shard"),
         (lambda: sam_core.SAMPa(base(), schedule=sam_core.Every(2)), "every step"),
+        (lambda: sam_core.SAM(base(), only=[]), "only is empty"),
+        (lambda: sam_core.SAM(b := base(), only=[*b.param_groups[0]["params"], torch.ones(2)]), "only: 1 of these 2 tensors"),
+        (lambda: sam_core.SAM(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1, maximize=True)), "maximize=True"),
         (lambda: sam_core.SAM(torch.optim.SGD([{"params": [nn.Parameter(torch.ones(2))], "rho": -1}], lr=0.1)), "group"),
     ],
 )
@@ -53,6 +56,19 @@ def test_values(build: Callable[[], object], message: str) -> None:
         (lambda: sam_core.make("sam", base(), lam=0.2), "SAM has no option 'lam'; it has rho, p"),
         (lambda: sam_core.SharpnessAware(base(), ascent=sam_core.Perturbed()), "ascent must be a Ascent"),  # type: ignore[arg-type]
         (lambda: sam_core.SAM(base(), model="net"), "model must be"),  # type: ignore[typeddict-item]
+        (lambda: sam_core.SAM(base(), only=3), "only must be a list of parameters, not 3"),  # type: ignore[arg-type]
+        (lambda: sam_core.SAM(base(), only=nn.Parameter(torch.ones(2))), "only must be a list of parameters"),
+        (lambda: sam_core.SAM(base(), adaptive="no"), "adaptive must be True or False, not 'no'"),  # type: ignore[arg-type]
+        (lambda: sam_core.SAM(base(), second_order="yes"), "second_order must be True or False"),  # type: ignore[arg-type]
+        (lambda: sam_core.WSAM(base(), decouple=1), "decouple must be True or False, not 1"),  # type: ignore[arg-type]
+        (lambda: sam_core.SharpnessAware(base(), combine=5), "combine must be a Combine instance or a function"),  # type: ignore[arg-type]
+        (lambda: sam_core.SharpnessAware(base(), combine=sam_core.Perturbed), "combine must be a Combine instance"),  # type: ignore[arg-type]
+        (lambda: sam_core.make(None, base()), "name of a method must be a text, not None"),  # type: ignore[arg-type]
+        (lambda: sam_core.mSAM(base()).step([lambda: torch.ones(())] * 2, weights=5), "sizes of the 2 shards, not 5"),  # type: ignore[arg-type]
+        (
+            lambda: sam_core.SAM(torch.optim.SGD([{"params": [nn.Parameter(torch.ones(2))], "perturb": "no"}], lr=0.1)),
+            "perturb of a parameter group must be True or False, not 'no'",
+        ),
         (lambda: sam_core.SAM(base()).step(), "needs a closure"),
         (lambda: sam_core.SAM(base()).step([]), "non-empty list"),
         (lambda: sam_core.SAM(base()).step(3), "takes a closure"),  # type: ignore[arg-type]
@@ -69,6 +85,21 @@ def test_types(build: Callable[[], object], message: str) -> None:
 def test_closures_that_do_not_do_their_work() -> None:
     with pytest.raises(ValueError, match="backward"):
         sam_core.SAM(base()).step(lambda: torch.ones(()))
+    with pytest.raises(ValueError, match=r"0-dim tensor; it returned one of shape \(3,\)"):
+        sam_core.SAM(base()).step(lambda: torch.ones(3))
+    table = nn.Embedding(4, 2, sparse=True)
+    sparse = sam_core.SAM(torch.optim.SGD(table.parameters(), lr=0.1))
+
+    def look_up() -> torch.Tensor:
+        loss = table(torch.tensor([1, 2])).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match=r"parameter 0 \(of shape \(4, 2\)\) has a sparse gradient"):
+        sparse.step(look_up)
+    look_up()
+    with pytest.raises(ValueError, match="sparse gradient"), sparse.perturb():
+        pass
     with pytest.raises(ValueError, match="sizes of the 2 shards"):
         sam_core.mSAM(base()).step([lambda: torch.ones(())] * 2, weights=[1])
     x = nn.Parameter(torch.ones(2))
