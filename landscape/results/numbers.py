@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 NONE = "–"
+_ZERO = 1e-290  # smaller numbers have no powers of ten to be divided by
 _DIGITS = 6  # of a value whose error is smaller still
 
 
@@ -18,6 +19,7 @@ def with_error(value: float | None, error: float | None = None) -> str:
         return NONE
     if error is None or not math.isfinite(error) or error < 0:
         return f"{value:.4g}"
+    value, error = (0.0 if abs(x) < _ZERO else x for x in (value, error))
     scale = max(abs(value), error)
     exponent = math.floor(math.log10(scale)) if scale else 0
     power = 0 if -4 <= exponent < 6 else exponent
