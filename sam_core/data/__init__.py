@@ -11,12 +11,13 @@ from sam_core.data.examples import Augmentation, Data, Examples
 from sam_core.data.loader import Batch, Loader
 
 __all__ = [
-    "AUGMENTED", "Augmentation", "Batch", "Data", "Examples", "Loader",
+    "AUGMENTED", "SHAPES", "Augmentation", "Batch", "Data", "Examples", "Loader",
     "check", "cifar10", "cifar100", "crop_and_flip", "digits", "load", "names",
 ]  # fmt: skip
 
 _EMBEDDED: dict[str, Callable[[], Data]] = {"digits": digits}
 _FROM_FOLDER: dict[str, Callable[[str | Path], Data]] = {"cifar10": cifar10, "cifar100": cifar100}
+SHAPES = {"digits": (1, 8, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}  # channels, height and width, classes
 AUGMENTED = frozenset(_FROM_FOLDER)  # data sets that have a standard augmentation
 
 

@@ -91,13 +91,20 @@ def cifar100(data_dir: str | Path) -> Data:
 
 
 def _load(kind: _Kind, data_dir: str | Path) -> Data:
+    if not isinstance(data_dir, str | Path):
+        raise TypeError(f"data_dir must be a path, not {data_dir!r}")
     folder, layout = _find(kind, Path(data_dir))
     scale = [torch.tensor(x).mul(255).reshape(3, 1, 1) for x in (kind.mean, kind.std)]
     parts = []
+    sizes: dict[str, int] = {}
     for files in (layout.train, layout.test):
         read = [_checked(folder / name, layout.read, kind.classes) for name in files]
         images, labels = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*read, strict=True))
+        sizes |= {name: len(labels) for name, (_, labels) in zip(files, read, strict=True)}
         parts.append(Examples(images, labels, *scale))
+    if len(layout.train) > 1 and len(set(sizes.values())) > 1:  # CIFAR-10: all six files are equally long
+        found = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        raise ValueError(f"{folder}: the batches must have equally many records, one is cut off: {found}")
     train, test = parts
     return Data(kind.name, train, test, num_classes=kind.classes, augmentation=crop_and_flip)
 

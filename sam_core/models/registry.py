@@ -53,6 +53,7 @@ def make(
     *,
     image_size: int | None = None,
     seed: int | torch.Generator = 0,
+    device: str = "cpu",
     **keywords: Any,
 ) -> nn.Module:
     """Build a network.
@@ -63,13 +64,14 @@ def make(
         in_channels: channels of the images.
         image_size: height and width of the images, for networks whose shape depends on it; None for their default.
         seed: decides the initial weights: a number, or a generator to draw that number from. No global generator is changed.
+        device: where to build it; "meta" builds it without its numbers, to see whether the options are allowed.
         **keywords: the network's own options, see `options(name)`.
 
     Returns:
-        The network in training mode, float32, on the CPU.
+        The network in training mode, float32.
 
     Raises:
-        ValueError: no network has this name, it has no such option, or a value is not allowed.
+        ValueError: no network has this name, it has no such option, a value is not allowed, or memory does not suffice.
     """
     builder = _builder(name)
     for argument, value in (("num_classes", num_classes), ("in_channels", in_channels), ("image_size", image_size)):
@@ -85,12 +87,13 @@ def make(
     if isinstance(seed, torch.Generator):
         seed = int(torch.randint(2**63 - 1, (), generator=seed, device=seed.device))
     # Layers draw their first weights from the default generator: lend it to them and give it its state back.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.default_generator.manual_seed(seed)
         try:
             return builder(num_classes, in_channels, **keywords)
-        except TypeError as error:  # a text where a number belongs
-            raise ValueError(f"model {name!r}: {error}") from error
+        except (TypeError, RuntimeError, OverflowError, MemoryError) as error:  # a text where a number belongs; too large
+            said = (str(error).splitlines() or ["it does not fit into memory"])[0]
+            raise ValueError(f"model {name!r} with {keywords or 'its own options'} cannot be built: {said}") from error
 
 
 def _builder(name: str) -> Builder:
@@ -101,12 +104,14 @@ def _builder(name: str) -> Builder:
     return _BUILDERS[name]
 
 
-def positive(name: str, value: int) -> int:
-    """Return `value` if it is a positive whole number.
+def positive(name: str, value: int, most: int = 2**31 - 1) -> int:
+    """Return `value` if it is a positive whole number, and not absurdly large.
 
     Raises:
         ValueError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, not {value}")
     return value

@@ -92,6 +92,6 @@ def vit_tiny(
         raise ValueError(f"patch must divide the image size {image_size}, {patch} does not")
     if positive("width", width) % positive("heads", heads):
         raise ValueError(f"heads must divide width={width}, {heads} does not")
-    if not 0 <= dropout < 1:
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), not {dropout!r}")
-    return ViT(num_classes, in_channels, image_size, patch, width, positive("depth", depth), heads, dropout)
+    return ViT(num_classes, in_channels, image_size, patch, width, positive("depth", depth, 1000), heads, dropout)

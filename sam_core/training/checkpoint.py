@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sam_core import models
+from sam_core.optim.carried import is_plain
 from sam_core.training.config import TrainConfig
 from sam_core.training.evaluation import EpochRecord
+from sam_core.training.saved import check_progress, read_history
 
 FORMAT, VERSION = "sam_core.checkpoint", 1
 LATEST = "checkpoint.pt"
@@ -142,12 +144,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     load_into(model, content["model"], str(path), f"model {content['network'].get('name')}")
     training = content["training"]
     try:
-        history = tuple(EpochRecord(**record) for record in training["history"])
-        step = int(training["step"])
+        history, step = read_history(training["history"]), training["step"]
+        check_progress(step, len(history), steps_per_epoch(training.get("loader"), config), config.epochs)
         versions = {str(name): str(version) for name, version in content["versions"].items()}
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: its state of training is damaged: {one_line(error)}") from None
     return Checkpoint(path, config, model.eval(), history, step, str(content["data_sha256"]), versions, training)
+
+
+def steps_per_epoch(loader: Any, config: TrainConfig) -> int | None:
+    """Return the number of steps in an epoch, if the saved loader says it."""
+    examples = loader.get("examples") if isinstance(loader, dict) else None
+    return -(-examples // config.batch_size) if isinstance(examples, int) and examples > 0 else None
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, TrainConfig]:
@@ -207,10 +215,15 @@ def load_into(model: nn.Module, state: Mapping[str, Any], source: str, name: str
         given = state.get(key)
         if key in state and not isinstance(given, Tensor):
             problems.append(f"{key} is no tensor")
+        elif isinstance(given, Tensor) and not is_plain(given):
+            problems.append(f"{key} is no dense tensor with values")
         elif isinstance(given, Tensor) and (given.shape != value.shape or given.dtype != value.dtype):
             problems.append(
                 f"{key} is {tuple(given.shape)} {str(given.dtype)[6:]}, in the model {tuple(value.shape)} {str(value.dtype)[6:]}"
             )
+    parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+    if not problems:
+        problems = [f"{key} is not finite" for key in state if key in parameters and not bool(torch.isfinite(state[key]).all())]
     if problems:
         more = f" (and {len(problems) - 1} more differences)" if len(problems) > 1 else ""
         raise ValueError(f"{source} does not fit {name}: {problems[0]}{more}")

@@ -130,6 +130,9 @@ class TrainConfig:
                 has = f"it has {', '.join(known)}" if known else "it has none"
                 raise ValueError(f"model_options: model {self.model!r} has no option {name!r}: {has}")
 
+        channels, size, classes = datasets.SHAPES[self.data]
+        models.make(self.model, classes, channels, image_size=size, device="meta", **self.network_options)
+
     def _check_method(self) -> None:
         """Build the method around one number: what it refuses, it refuses now."""
         method = self.wrap(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))

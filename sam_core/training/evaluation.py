@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam_core.data import Loader
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -35,6 +37,11 @@ class EpochRecord:
         return f"epoch {self.epoch}, train loss {self.train_loss:.4g}{tested}"
 
 
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of a model's parameters."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def count_correct(outputs: Any, targets: Tensor) -> Tensor | None:
     """Return how many examples are classified correctly (0-d), or None where the task is no classification."""
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
@@ -56,12 +63,13 @@ def evaluate(model: nn.Module, loader: Iterable[Any], loss: Loss = F.cross_entro
     """
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
+    dtype = floating_dtype(model)  # our own loaders give float32
     total = torch.zeros(2, dtype=torch.float64, device=device)
     examples = 0
     try:
         model.eval()
         for inputs, targets in loader:
-            inputs, targets = inputs.to(device), targets.to(device)
+            inputs, targets = inputs.to(device, dtype if isinstance(loader, Loader) else None), targets.to(device)
             outputs = model(inputs)
             correct = count_correct(outputs, targets)
             total[0] += loss(outputs, targets).double() * len(targets)

@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from sam_core.data import Batch
 from sam_core.optim import Plain, SAMPa, SharpnessAware, frozen_statistics
-from sam_core.training.evaluation import DivergedError, EpochRecord, Loss, evaluate
+from sam_core.training.evaluation import DivergedError, EpochRecord, Loss, evaluate, floating_dtype
 from sam_core.training.hooks import Hook
 from sam_core.training.passes import Pass, step_arguments
+from sam_core.training.saved import check_progress, fitting, read_history
 from sam_core.training.stream import Stream
 
 _LOOK_EVERY = 50  # steps between looks at the losses, each of which waits for the device
@@ -73,17 +74,24 @@ class Trainer:
         for name, value in (("epochs", epochs), ("shards", shards if shards is not None else 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        for name, function in (("loss", loss), ("test_loss", test_loss)):
+            if not callable(function):
+                raise TypeError(f"{name} must be a function of outputs and targets, not {function!r}")
+        if scheduler is not None and (not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau)):
+            raise TypeError(f"scheduler must be a learning-rate scheduler whose step() takes no argument, not {scheduler!r}")
         for hook in hooks:
             if not isinstance(hook, Hook):
                 raise TypeError(f"hooks must be instances of sam_core.Hook, not {hook!r}")
         self.model = model
         self.optimizer = optimizer if isinstance(optimizer, SharpnessAware) else Plain(optimizer)
+        if self.optimizer.per_shard and shards is None:
+            raise ValueError(f"{type(self.optimizer).__name__} climbs once for every shard of a batch: say how many, as in shards=4")
         self.device = next(model.parameters()).device
         self.epochs, self.loss, self.test_loss = epochs, loss, test_loss
         self.scheduler, self.shards, self.hooks = scheduler, shards, tuple(hooks)
         self.label, self.progress = label, progress
         self.train_loader, self.test_loader = train_loader, test_loader
-        self._stream = Stream(train_loader, self.device)
+        self._stream = Stream(train_loader, self.device, floating_dtype(model))
         self.steps_per_epoch = len(self._stream)
         self.step = 0
         self.epoch = 0
@@ -277,16 +285,25 @@ class Trainer:
         names, saved = [type(hook).__name__ for hook in self.hooks], [entry["name"] for entry in state["hooks"]]
         if names != saved:
             raise ValueError(f"the saved run had the hooks {saved}, this one has {names}: continue with the same")
+        step, seconds, epoch_lr = state["step"], state["seconds"], state["epoch_lr"]
+        history = read_history(state["history"])
+        seen = [(float(x), float(c), int(n)) for x, c, n in state["seen"]]
+        check_progress(step, len(history), self.steps_per_epoch, self.epochs)
+        if len(seen) != step % self.steps_per_epoch or not all(math.isfinite(x) and n >= 1 for x, _, n in seen):
+            raise ValueError(f"seen must hold the losses of {step % self.steps_per_epoch} steps")
+        if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf or not isinstance(epoch_lr, float):
+            raise ValueError(f"seconds and epoch_lr must be numbers, not {seconds!r} and {epoch_lr!r}")
+        if self.scheduler is not None:
+            schedule = fitting(state["scheduler"], self.scheduler.state_dict())
         self._stream.load_state_dict(state["loader"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict(schedule)
         for hook, entry in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(entry["state"])
-        self.step, self.seconds, self._epoch_lr = int(state["step"]), float(state["seconds"]), float(state["epoch_lr"])
+        self.step, self.seconds, self._epoch_lr = step, float(seconds), epoch_lr
         self.epoch = max(0, self.step - 1) // self.steps_per_epoch
-        self._seen, self._new = [(float(x), float(c), int(n)) for x, c, n in state["seen"]], []
-        self.history = [EpochRecord(**record) for record in state["history"]]
+        self._seen, self._new, self.history = seen, [], list(history)
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and state["random"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)

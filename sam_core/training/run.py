@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -76,21 +77,29 @@ def train(
         raise ValueError("resume=True and overwrite=True exclude each other")
     device = resolve_device(config.device)
     with ExitStack() as stack:
-        folder = None if out is None else _open_folder(Path(out), stack)
+        folder = None if out is None else Path(out)
         saved = None
-        if folder is not None and (folder / LATEST).exists() and not overwrite:
-            saved = _saved_run(folder, config, resume)
+        if folder is not None and folder.exists():
+            saved = _enter(folder, stack, config, resume, overwrite)
+            entered = True
+        else:
+            entered = False  # a folder is made when it is clear that there is something to put into it
         data = build_data(config)
         stack.enter_context(_own_randomness(config.seed, device))
         model = build_model(config, data).to(device)
         run = build_trainer(config, model, data, hooks=hooks, progress=progress)
         save = None
+        if folder is not None and not entered:
+            saved = _enter(folder, stack, config, resume, overwrite)
         if folder is not None:
             fingerprint = data.train.sha256()
             save = _saver(folder, config, _network(config, data), fingerprint)
             if saved is not None:
                 _continue(run, saved, fingerprint)
             else:
+                for old in folder.glob("epoch_*.pt"):  # of the run that is overwritten
+                    if re.fullmatch(r"epoch_\d{4,}\.pt", old.name):
+                        old.unlink()
                 save(run)  # shows at once whether the folder can be written to
         run.fit(save, config.checkpoint_steps)
     checkpoint = None if folder is None else folder / LATEST
@@ -109,7 +118,7 @@ def build_data(config: TrainConfig) -> Data:
 
 def build_model(config: TrainConfig, data: Data) -> nn.Module:
     """Build the network of a configuration with its initial weights, which depend on the seed alone and not on the method."""
-    return models.make(**_network(config, data), seed=config.seed)
+    return models.make(**_network(config, data), seed=config.seed)  # a ValueError also if it does not fit into memory
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> Any:
@@ -205,13 +214,14 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
             cudnn.deterministic, cudnn.benchmark = before
 
 
-def _open_folder(folder: Path, stack: ExitStack) -> Path:
+def _enter(folder: Path, stack: ExitStack, config: TrainConfig, resume: bool, overwrite: bool) -> Checkpoint | None:
+    """Lock the folder, and return the run in it that is to be continued."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"out must be a folder, and {folder} is, or lies in, a file") from None
     stack.enter_context(only_writer(folder))
-    return folder
+    return _saved_run(folder, config, resume) if (folder / LATEST).exists() and not overwrite else None
 
 
 def _saved_run(folder: Path, config: TrainConfig, resume: bool) -> Checkpoint:
@@ -231,8 +241,13 @@ def _continue(run: Trainer, saved: Checkpoint, fingerprint: str) -> None:
         raise ValueError(f"{saved.path} was trained with other training data than those there are now: restore them, or start anew")
     load_into(run.model, saved.model.state_dict(), str(saved.path), "the model")
     try:
+        rates = list(run.scheduler.base_lrs) if run.scheduler is not None else []
         run.load_state_dict(saved.training)
-    except (KeyError, TypeError, AttributeError, RuntimeError, IndexError, ValueError) as error:
+        if run.scheduler is not None and (run.scheduler.last_epoch != run.step or list(run.scheduler.base_lrs) != rates):
+            raise ValueError("its learning-rate schedule is not that of the step it was saved in")
+        if run.optimizer.steps != run.step:
+            raise ValueError(f"its optimizer made {run.optimizer.steps} steps, the run {run.step}")
+    except Exception as error:  # a damaged state can make its readers raise anything
         raise ValueError(f"{saved.path} does not fit this run: {one_line(error)}") from None
 
 

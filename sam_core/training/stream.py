@@ -13,15 +13,16 @@ class Stream:
     """An endless sequence of batches on a device.
 
     With our own `Loader` it can start at any step and gives the batches of an uninterrupted run. Another loader is read from the
-    beginning of the epoch: whether the order is the same then is up to it.
+    beginning of the epoch: whether the order is the same then is up to it. The batches of our own are cast to `dtype`.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Any], device: torch.device, dtype: torch.dtype | None = None) -> None:
         if not isinstance(loader, Iterable) or not isinstance(loader, Sized):
             raise TypeError(f"train_loader must be iterable and have a length, {type(loader).__name__} is not")
         if not len(loader):
             raise ValueError("train_loader is empty")
         self.loader, self.device = loader, device
+        self._dtype = dtype if isinstance(loader, Loader) else None
         self._length = len(loader)
         self.seek(0)
 
@@ -66,8 +67,8 @@ class Stream:
     def _placed(self, batch: Any) -> Batch:
         if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(t, Tensor) for t in batch):
             raise TypeError(f"a batch must be a pair of tensors (inputs, targets), not {type(batch).__name__}")
-        inputs, targets = (t.to(self.device, non_blocking=True) for t in batch)
-        return Batch(inputs, targets)
+        inputs, targets = batch
+        return Batch(inputs.to(self.device, self._dtype, non_blocking=True), targets.to(self.device, non_blocking=True))
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return what tells whether another loader gives the same batches, if the loader knows."""

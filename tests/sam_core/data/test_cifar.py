@@ -185,6 +185,29 @@ def test_crops_and_mirrors_are_windows_of_the_padded_image() -> None:
     assert torch.equal(out, data.crop_and_flip(images, torch.Generator().manual_seed(1), padding=2))
 
 
+def test_the_two_shifts_are_drawn_apart() -> None:
+    image = torch.arange(1.0, 65.0).reshape(1, 1, 8, 8).expand(300, -1, -1, -1)
+    out = data.crop_and_flip(image, torch.Generator().manual_seed(0), padding=2)
+    # the pixel in the middle tells where the window was, mirrored or not
+    rows = (out[:, 0, 4, 4] - 1) // 8 - 4
+    columns = ((out[:, 0, 4, 4] - 1) % 8 - 4, (out[:, 0, 4, 3] - 1) % 8 - 4)
+    mirrored = out[:, 0, 4, 4] < out[:, 0, 4, 3]
+    pairs = set(zip(rows.tolist(), torch.where(mirrored, columns[1], columns[0]).tolist(), strict=True))
+    assert len(pairs) == 25, "every shift down with every shift to the right"
+
+
+def test_a_batch_cut_between_two_records_is_noticed(tmp_path: Path) -> None:
+    write_cifar10(tmp_path)
+    (tmp_path / "data_batch_3.bin").write_bytes(records(3)[0])
+    with pytest.raises(ValueError, match=r"equally many records, one is cut off: data_batch_1.bin 4, .*data_batch_3.bin 3"):
+        data.load("cifar10", tmp_path)
+
+
+def test_a_folder_that_is_no_path() -> None:
+    with pytest.raises(TypeError, match="data_dir must be a path, not 5"):
+        data.cifar10(5)  # type: ignore[arg-type]
+
+
 def test_real_images_keep_their_statistics(tmp_path: Path) -> None:
     archive = SHARED / "cifar10-jpeg.tar.xz"
     if not archive.exists():

@@ -22,6 +22,19 @@ def test_an_epoch_has_every_example_once_and_epochs_differ() -> None:
     assert torch.equal(inputs.flatten(), targets.float())
 
 
+def test_every_batch_has_draws_of_its_own() -> None:
+    drawn: list[float] = []
+
+    def record(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        drawn.append(float(torch.rand((), generator=generator)))
+        return images
+
+    loader = Loader(numbered(24), 8, augmentation=record)
+    for _ in range(2):
+        list(loader)
+    assert len(set(drawn)) == 6
+
+
 def test_drop_last_and_plain_order() -> None:
     assert [len(t) for _, t in Loader(numbered(50), 8)] == [8] * 6 + [2]
     assert [len(t) for _, t in Loader(numbered(50), 8, drop_last=True)] == [8] * 6

@@ -128,3 +128,65 @@ def test_wrong_arguments_are_named(arguments: tuple, said: str) -> None:
 def test_wrong_options_are_named(name: str, options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         models.make(name, **options)
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Batch norm with gain 1 and bias 0, in training mode."""
+    mean = x.mean((0, 2, 3), keepdim=True)
+    return (x - mean) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+
+def test_small_cnn_written_out() -> None:
+    model = models.make("small_cnn", 5, 2, width=3).double()
+    w = [p for p in model.parameters() if p.ndim == 4]
+    x = images = torch.randn(4, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for i, kernel in enumerate(w):
+        x = normalised(nn.functional.conv2d(x, kernel, padding=1)).clamp(min=0)
+        if i == 1:
+            x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax((-1, -2))
+    expected = x.mean((2, 3)) @ model.classifier.weight.T + model.classifier.bias
+    torch.testing.assert_close(model(images), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "out", "stride", "shortcut"), [(4, 4, 1, "pad"), (4, 8, 2, "pad"), (4, 8, 2, "conv")])
+def test_residual_block_written_out(channels: int, out: int, stride: int, shortcut: str) -> None:
+    from sam_core.models.resnet import Block
+
+    torch.manual_seed(0)
+    block = Block(channels, out, stride, shortcut).double()
+    x = torch.randn(3, channels, 6, 6, dtype=torch.float64)
+    y = normalised(nn.functional.conv2d(x, block.conv1.weight, stride=stride, padding=1)).clamp(min=0)
+    y = normalised(nn.functional.conv2d(y, block.conv2.weight, padding=1))
+    if stride == 1:
+        side = x
+    elif shortcut == "pad":
+        side = torch.zeros_like(y)
+        side[:, 2:6] = x[:, :, ::2, ::2]
+    else:
+        side = normalised(nn.functional.conv2d(x, block.shortcut[0].weight, stride=stride))
+    torch.testing.assert_close(block(x), (y + side).clamp(min=0), rtol=1e-10, atol=1e-12)
+
+
+def test_initial_weights_have_the_variance_of_their_scheme() -> None:
+    resnet = models.make("resnet8", 10, 3, width=32)
+    for module in resnet.modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:  # He, fan out
+            assert float(module.weight.detach().var()) * module.out_channels * 9 == pytest.approx(2.0, rel=0.1)
+            assert abs(float(module.weight.detach().mean())) < 0.05 * float(module.weight.detach().std())
+    vit = models.make("vit_tiny", 10, 3)
+    for module in vit.modules():
+        if isinstance(module, nn.Linear) and module.weight.numel() > 4000:  # Glorot, uniform
+            assert float(module.weight.detach().var()) * sum(module.weight.shape) == pytest.approx(2.0, rel=0.1)
+            assert not module.bias.any()
+    assert float(vit.positions.detach().std()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_vit_classifies_by_the_class_token() -> None:
+    model = models.make("vit_tiny", 10, 1, image_size=8, width=8, depth=1, heads=2).double()
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    patches = model.embed(x).flatten(2).transpose(1, 2)
+    tokens = model.layers(torch.cat([model.token.expand(2, 1, 8), patches], 1) + model.positions)
+    torch.testing.assert_close(model(x), model.classifier(model.norm(tokens[:, 0])), rtol=1e-10, atol=1e-12)
+    torch.nn.init.zeros_(model.layers[0].attention.out.weight)  # the token hears nothing of the image any more
+    alone = model(x)
+    torch.testing.assert_close(alone[0], alone[1], rtol=0, atol=1e-12)

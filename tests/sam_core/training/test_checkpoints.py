@@ -167,6 +167,28 @@ def test_a_run_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path).config.epochs == 1
 
 
+def test_bad_input_leaves_no_folder(tmp_path: Path) -> None:
+    for config in (
+        dataclasses.replace(CONFIG, train_examples=5000),
+        dataclasses.replace(CONFIG, data="cifar10", data_dir=tmp_path / "none"),
+        dataclasses.replace(CONFIG, method="sampa", options=("per_shard=true",), m=31),
+    ):
+        with pytest.raises(ValueError):
+            train(config, out=tmp_path / "run", progress=False)
+    assert not os.listdir(tmp_path)
+
+
+def test_overwriting_clears_the_epochs_of_the_old_run(tmp_path: Path) -> None:
+    train(dataclasses.replace(CONFIG, epochs=3, keep_checkpoints=True), out=tmp_path, progress=False)
+    (tmp_path / "epoch_notes.pt").write_text("mine")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ValueError, match="train_examples"):
+        train(dataclasses.replace(CONFIG, train_examples=5000), out=tmp_path, overwrite=True, progress=False)
+    assert sorted(os.listdir(tmp_path)) == before
+    train(dataclasses.replace(CONFIG, epochs=1, keep_checkpoints=True), out=tmp_path, overwrite=True, progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.pt", "epoch_0000.pt", "epoch_0001.pt", "epoch_notes.pt"]
+
+
 def test_resuming_where_nothing_is_begins(tmp_path: Path) -> None:
     assert train(CONFIG, out=tmp_path / "new", resume=True, progress=False).resumed_from is None
 
@@ -333,6 +355,14 @@ def test_contents_that_do_not_fit_are_named(good: Path, tmp_path: Path) -> None:
     assert "it has no 1.weight (and 3 more differences)" in message(model={})
     assert "x is not in the model" in message(model=state | {"x": torch.ones(1)})
     assert f"{first} is no tensor" in message(model=state | {first: "weights"})
+    assert "is no dense tensor with values" in message(model=state | {first: state[first].to_sparse()})
+    assert "is no dense tensor with values" in message(model=state | {first: state[first].to("meta")})
+    assert f"{first} is not finite" in message(model=state | {first: state[first] * torch.nan})
+    for step in (float("inf"), -5, 10**9, 0, True):
+        assert "its state of training is damaged" in message(training__step=step)
+    history = torch.load(good, weights_only=True)["training"]["history"]
+    for changed in ([], history * 3, [[1]], [history[0] | {"train_loss": "x"}], [history[0] | {"seconds": -1.0}], {}, None):
+        assert "its state of training is damaged" in message(training__history=changed)
     assert "unknown fields new_field" in message(config__new_field=1)
     assert "rho must be in [0, inf), not -1" in message(config__rho=-1.0)
     assert "unknown model 'resnet7'" in message(network__name="resnet7")
@@ -356,3 +386,44 @@ def test_a_damaged_training_state_is_refused_on_resuming(tmp_path: Path, damage:
         with pytest.raises(ValueError, match="checkpoint.pt does not fit this run") as caught:
             train(CONFIG, [Stop(None)], tmp_path, resume=True, progress=False)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("step", 2),
+        ("seconds", float("nan")),
+        ("epoch_lr", "x"),
+        ("seen", []),
+        ("optimizer.steps", "x"),
+        ("optimizer.steps", 4),
+        ("optimizer.ascent.settings.rho", float("nan")),
+        ("optimizer.ascent.settings.rho", -1.0),
+        ("optimizer.ascent.settings.rho", "x"),
+        ("optimizer.base.state.0.momentum_buffer", torch.ones(2)),
+        ("optimizer.base.param_groups.0.lr", float("inf")),
+        ("scheduler.last_epoch", 10**9),
+        ("scheduler.last_epoch", "x"),
+        ("scheduler.base_lrs", [5.0]),
+        ("random.cpu", torch.ones(3)),
+    ],
+)
+def test_damaged_numbers_are_refused_on_resuming(stopped: Path, tmp_path: Path, place: str, value: object) -> None:
+    content = torch.load(stopped, weights_only=True)
+    entry = content["training"]
+    *parents, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    for key in parents:
+        entry = entry[key]
+    entry[last] = value
+    torch.save(content, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="checkpoint.pt") as caught:
+        train(dataclasses.replace(CONFIG, checkpoint_steps=3), [Stop(None)], tmp_path, resume=True, progress=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Interrupted):
+        train(dataclasses.replace(CONFIG, checkpoint_steps=3), [Stop(4)], folder, progress=False)
+    return folder / "checkpoint.pt"

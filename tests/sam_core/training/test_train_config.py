@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sam_core
+from sam_core import data
 from sam_core.training import TrainConfig
 from sam_core.training.run import learning_rate_factor
 
@@ -34,6 +35,14 @@ from sam_core.training.run import learning_rate_factor
         ({"augment": True}, "no standard augmentation for digits"),
         ({"model": "resnet"}, "unknown model 'resnet': did you mean"),
         ({"model_options": ("w=2",)}, "model 'small_cnn' has no option 'w': it has width"),
+        ({"model_options": ("width=-3",)}, "width must be a positive whole number, not -3"),
+        ({"model_options": ("width=a",)}, "width must be a positive whole number, not 'a'"),
+        ({"model_options": ("width=1000000000",)}, "model 'small_cnn' with .* cannot be built"),
+        ({"model_options": ("width=1" + "0" * 30,)}, "width must be at most"),
+        ({"model": "vit_tiny", "model_options": ("patch=3",)}, "patch must divide the image size 8, 3 does not"),
+        ({"model": "vit_tiny", "model_options": ("dropout=a",)}, r"dropout must be in \[0, 1\), not 'a'"),
+        ({"model": "vit_tiny", "model_options": ("depth=1000000",)}, "depth must be at most 1000"),
+        ({"model": "mlp", "model_options": ("hidden=a",)}, "hidden must be a positive whole number, not 'a'"),
         ({"model_options": ("width=2", "width=3")}, "width is given twice"),
         ({"lr": 0}, r"lr must be a number in \(0, inf\), not 0"),
         ({"lr": math.nan}, "lr must be .* not nan"),
@@ -103,3 +112,9 @@ def test_schedules_follow_their_formulas(warmup: float) -> None:
 def test_the_record_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().lr = 1.0  # type: ignore[misc]
+
+
+def test_the_shapes_that_a_record_is_checked_with_are_those_of_the_data() -> None:
+    digits = data.digits()
+    assert data.SHAPES["digits"] == (digits.in_channels, digits.image_size, digits.num_classes)
+    assert set(data.SHAPES) == set(data.names())

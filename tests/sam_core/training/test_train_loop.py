@@ -224,6 +224,67 @@ def test_anybodys_model_optimizer_and_loader() -> None:
     assert math.isnan(records[0].train_accuracy) and math.isnan(records[0].test_loss)
 
 
+def test_sampa_counts_the_examples_of_the_pass_whose_loss_it_returns() -> None:
+    # three uneven batches; the weights stand still, so that each batch has a fixed number of correct answers
+    inputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    model = nn.Linear(3, 2)
+    loader = [(inputs[a:b], targets[a:b]) for a, b in ((0, 3), (3, 6), (6, 7))]
+    opt = sam_core.SAMPa(torch.optim.SGD(model.parameters(), lr=1e-30), rho=0.0)
+    record = Trainer(model, opt, loader, epochs=1, progress=False).fit()[0]
+    order = [3, 4, 5, 6, 0, 1, 2]  # the batches of the y passes: the second, the third, the first of the next epoch
+    outputs = model(inputs).detach()
+    assert record.train_loss == pytest.approx(float(cross_entropy(outputs[order], targets[order])), rel=1e-6)
+    assert record.train_accuracy == pytest.approx(float((outputs.argmax(1) == targets).double().mean()))
+
+
+def test_a_test_set_that_draws_random_numbers_does_not_change_the_training() -> None:
+    inputs, targets = data.digits().train.take(60).tensors()
+    ends = []
+    for tested in (False, True):
+        torch.manual_seed(0)
+        model = models.make("vit_tiny", 10, 1, image_size=8, dropout=0.3, width=8, depth=1, heads=2)
+        test_loader = DataLoader(TensorDataset(inputs, targets), batch_size=16, shuffle=True) if tested else None
+        base = torch.optim.SGD(model.parameters(), lr=0.1)
+        Trainer(model, base, [(inputs, targets)] * 2, test_loader, epochs=2, progress=False).fit()
+        ends.append(vector(model))
+    assert torch.equal(*ends)
+
+
+def test_dropout_differs_with_the_seed_alone() -> None:
+    held = data.digits().train.take(40)
+
+    def end(seed: int, dropout: float) -> Tensor:
+        class SameStart(Hook):
+            def on_start(self, run: Trainer) -> None:
+                run.model.load_state_dict(start)
+
+        options = (f"dropout={dropout}", "width=8", "depth=1", "heads=2")
+        start = models.make("vit_tiny", 10, 1, image_size=8, dropout=dropout, width=8, depth=1, heads=2).state_dict()
+        # one batch that holds all examples: the seed's order of the data does not matter
+        config = TrainConfig(
+            method="sgd", model="vit_tiny", model_options=options, train_examples=len(held), batch_size=40, epochs=1, seed=seed
+        )
+        return vector(train(config, [SameStart()], progress=False).model)
+
+    torch.testing.assert_close(end(1, 0.0), end(2, 0.0), rtol=1e-4, atol=1e-6)
+    assert float((end(1, 0.5) - end(2, 0.5)).abs().max()) > 1e-3
+
+
+def test_a_float64_model_and_our_own_loaders() -> None:
+    digits = data.digits()
+    model = models.make("mlp", 10, 1, image_size=8).double()
+    run = Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        Loader(digits.train.take(80), 40),
+        Loader(digits.test, 100, shuffle=False),
+        epochs=1,
+        progress=False,
+    )
+    assert math.isfinite(run.fit()[0].test_loss) and run.batch.inputs.dtype == torch.float64
+
+
 def test_shards_of_a_short_last_batch() -> None:
     config = TrainConfig(**{**SMALL, "train_examples": 82}, method="msam", m=5)  # the last batch has 2 examples
     assert train(config, progress=False).history[-1].gradients_computed == 12
@@ -258,6 +319,13 @@ def test_no_bar_where_stderr_is_no_terminal(capfd: pytest.CaptureFixture) -> Non
         ({"train_loader": iter([])}, TypeError, "train_loader must be iterable and have a length"),
         ({"train_loader": []}, ValueError, "train_loader is empty"),
         ({"model": 3}, TypeError, "model must be a torch.nn.Module, not int"),
+        ({"loss": 3}, TypeError, "loss must be a function of outputs and targets, not 3"),
+        ({"scheduler": "cosine"}, TypeError, "scheduler must be a learning-rate scheduler .* not 'cosine'"),
+        (
+            {"optimizer": sam_core.mSAM(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1))},
+            ValueError,
+            "mSAM climbs once for every shard of a batch: say how many, as in shards=4",
+        ),
     ],
 )
 def test_wrong_arguments_of_a_trainer_are_named(arguments: dict, kind: type, said: str) -> None:
