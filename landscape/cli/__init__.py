@@ -56,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from landscape.cli.parsing import parsed
 
         command = parsed(sys.argv[1:] if arguments is None else arguments)
+        if "torch" in sys.modules:  # it is going to compute
+            from sam_core.allocator import reuse_freed_memory
+
+            reuse_freed_memory()
         command.run()
     except KeyboardInterrupt:
         print(f"landscape: interrupted{getattr(command, 'INTERRUPTED', '')}", file=sys.stderr)

@@ -105,11 +105,16 @@ def length_of(name: str, data: Any) -> int:
     return len(data)
 
 
-def taken(data: Any, chosen: Tensor) -> Any:
-    """Return the chosen examples of a tensor, or of all tensors in a tuple, list or dict; what is no tensor stays."""
+def mapped(function: Callable[[Tensor], Any], data: Any) -> Any:
+    """Return `data` with function(tensor) in the place of each tensor in it, at any depth; what is no tensor stays."""
     if isinstance(data, Mapping):
-        return {name: taken(value, chosen) for name, value in data.items()}
+        return {name: mapped(function, value) for name, value in data.items()}
     if isinstance(data, tuple | list):
-        parts = [taken(value, chosen) for value in data]
+        parts = [mapped(function, value) for value in data]
         return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
-    return data[chosen.to(data.device)] if isinstance(data, Tensor) else data
+    return function(data) if isinstance(data, Tensor) else data
+
+
+def taken(data: Any, chosen: Tensor) -> Any:
+    """Return the chosen examples of a tensor, or of all tensors in a tuple, list or dict."""
+    return mapped(lambda t: t[chosen.to(t.device)], data)

@@ -243,38 +243,47 @@ class SAMPa(SharpnessAware):
         along = "direction" if self.criterion.climbs_on_other_loss else "y_gradient"
         perturbed: Gradient = []
         for i, (shards, share) in enumerate(zip(sets, shares, strict=True)):
-            gradient = self.memory.recall(f"{along}.{i}", params)
             draws = self.memory.draws[i] if self.memory.draws else []
-            index, site = self._site(gradient)
-            slope = vectors.clone([g for g in (gradient[k] for k in index) if g is not None])
             try:
-                self._climb(slope, site)
-                del slope
+                self._climb_along(self.memory.recall(f"{along}.{i}", params))
                 replay = draws if len(draws) == len(shards) else None
                 one = self._gradient(shards, perturbed=True, frozen=True, replay=replay)[1]
             finally:
                 self._home.come_back()
             perturbed = one if len(sets) == 1 else accumulated(perturbed, one, share)
         self.gradients_computed += 1
-        gradient = self.y_gradient
-        if self.decay_in_ascent:  # the base optimizer is going to add it
-            gradient = self._with_decay([None if g is None else g.clone() for g in gradient], -1.0)
-        moved = [i for i, g in enumerate(gradient) if g is not None]
         try:
-            self._home.leave([params[i] for i in moved], None)
-            step_without_commit(self.base, [params[i] for i in moved], [g for g in gradient if g is not None])
+            self._step_ahead()
             loss, results = self._look(next_sets, next_shares, frozen=False)
         finally:
             self._home.come_back()
+        self._descend_along(loss, perturbed, results, next_shares)
+        return loss
+
+    def _climb_along(self, gradient: Gradient) -> None:
+        """Go to x~_t."""
+        index, site = self._site(gradient)
+        self._climb(vectors.clone([g for g in (gradient[k] for k in index) if g is not None]), site)
+
+    def _step_ahead(self) -> None:
+        """Go to y_{t+1}."""
+        params, gradient = self.parameters(), self.y_gradient
+        moved = [i for i, g in enumerate(gradient) if g is not None]
+        if self.decay_in_ascent:  # the base optimizer is going to add it
+            gradient = self._with_decay([None if g is None else g.clone() for g in gradient], -1.0)
+        self._home.leave([params[i] for i in moved], None)
+        step_without_commit(self.base, [params[i] for i in moved], [g for g in gradient if g is not None])
+
+    def _descend_along(self, loss: Tensor, perturbed: Gradient, ys: Sequence[Gradient], shares: Sequence[float]) -> None:
+        """Let the base optimizer step along (1 - lam) grad f(x~_t) + lam grad f(y_{t+1}); writes into `perturbed`."""
         update: Gradient = [None if g is None else g.mul_(1 - self.lam) for g in perturbed]
-        for y, share in zip(results, next_shares, strict=True):
+        for y, share in zip(ys, shares, strict=True):
             for i, g in enumerate(y):
                 if g is not None:
                     own = update[i]
                     update[i] = g * (self.lam * share) if own is None else own.add_(g, alpha=self.lam * share)
         if not self._descend(None, update):
             raise Overflow(loss)
-        return loss
 
     def _climb_from_grad(self, keep_grad: bool) -> None:
         raise RuntimeError("SAMPa climbs along the gradient of another point, not along .grad: use loss = opt.step(closure, next_closure)")

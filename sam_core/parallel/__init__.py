@@ -3,5 +3,6 @@
 from sam_core.parallel.replicas import ReplicasDifferError, share_buffers
 from sam_core.parallel.roles import RankLostError, Roles, start
 from sam_core.parallel.sampa import ParallelSAMPa
+from sam_core.parallel.streams import StreamedSAMPa
 
-__all__ = ["ParallelSAMPa", "RankLostError", "ReplicasDifferError", "Roles", "share_buffers", "start"]
+__all__ = ["ParallelSAMPa", "RankLostError", "ReplicasDifferError", "Roles", "StreamedSAMPa", "share_buffers", "start"]

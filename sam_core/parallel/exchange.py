@@ -21,8 +21,8 @@ from sam_core import ranks
 from sam_core.optim.gradients import Gradient
 from sam_core.parallel.roles import RankLostError, Roles
 
-LARGEST = 25 * 2**20  # bytes in a bucket
-PIECES = 8  # at least so many buckets, so that there is something to overlap
+LARGEST, SMALLEST = 25 * 2**20, 2**18  # bytes in a bucket; a smaller one costs more than it hides
+PIECES = 8  # at least so many buckets where they do not get too small, so that there is something to overlap
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Exchange:
         total = sum(local[i].nbytes for i in travelling)
         place = {id(local[i]): i for i in travelling}
         self.buckets: list[Bucket] = []
-        for row in ranks.buckets([local[i] for i in reversed(travelling)], max(1, min(largest, total // PIECES))):
+        for row in ranks.buckets([local[i] for i in reversed(travelling)], min(largest, max(SMALLEST, total // PIECES))):
             offsets = [0]
             for p in row:
                 offsets.append(offsets[-1] + p.numel())

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sam_core.allocator import reuse_freed_memory
 from sam_core.parallel.launch import GRACE, LOST, MEETING, meeting
 from sam_core.parallel.roles import RankLostError
 from sam_core.training.config import TrainConfig
@@ -31,6 +32,7 @@ def main() -> int:
     os.environ.update({"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(spec["world"]), MEETING: meeting(folder)})
     threading.Thread(target=outlive, args=(spec,), daemon=True).start()
     torch.set_num_threads(spec["threads"])
+    reuse_freed_memory()
     try:
         train(TrainConfig.from_dict(spec["config"]), out=spec["out"], resume=spec["resume"], progress=False)
     except BaseException as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -10,14 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sam_core import ranks
-from sam_core.optim import vectors
 from sam_core.optim.ascent import Ascent
 from sam_core.optim.checks import flag, whole
 from sam_core.optim.gradients import Gradient, Shards
 from sam_core.optim.minibatch import Minibatch
-from sam_core.optim.optimizer import Options, Overflow
+from sam_core.optim.optimizer import Options
 from sam_core.optim.sampa import SAMPa
-from sam_core.optim.uncommitted import step_without_commit
 from sam_core.parallel.exchange import Exchange
 from sam_core.parallel.replicas import broadcast_, compare, share_buffers
 from sam_core.parallel.roles import AHEAD, Roles
@@ -162,7 +161,7 @@ class ParallelSAMPa(SAMPa):
             self._keep(own if ahead else theirs, loss)
             self.gradients_computed += 1
         try:
-            move = self._step_ahead if ahead else self._climb_along
+            move = self._step_ahead if ahead else partial(self._climb_along, self.y_gradient)
             loss, own, theirs = self._pass(there if ahead else here, move, perturbed=not ahead, frozen=not ahead)
         finally:
             self._home.come_back()
@@ -171,34 +170,12 @@ class ParallelSAMPa(SAMPa):
         loss = loss if ahead else torch.zeros_like(loss)
         self.roles.careful(self.steps, self._others, lambda: dist.all_reduce(loss))
         self._keep(y, loss)
-        update: Gradient = [None if g is None else g * (1 - self.lam) for g in perturbed]
-        for i, g in enumerate(y):
-            if g is not None:
-                before = update[i]
-                update[i] = g * self.lam if before is None else before.add_(g, alpha=self.lam)
-        if not self._descend(None, update):
-            raise Overflow(loss)
+        self._descend_along(loss, perturbed, [y], [1.0])
         if self.compare_every and (self.steps + 1) % self.compare_every == 0:
             batch = [t for c, _ in here if isinstance(c, Minibatch) for t in (c.inputs, c.targets) if isinstance(t, Tensor)]
             cut = ranks.any_cut(params)
             self.roles.careful(self.steps, self._others, lambda: compare(ranks.held(params), self.roles, self.steps, cut=cut, batch=batch))
         return loss
-
-    def _step_ahead(self) -> None:
-        """Go to y_{t+1}."""
-        params, gradient = self.parameters(), self.y_gradient
-        moved = [i for i, g in enumerate(gradient) if g is not None]
-        if self.decay_in_ascent:  # the base optimizer is going to add it
-            gradient = self._with_decay([None if g is None else g.clone() for g in gradient], -1.0)
-        self._home.leave([params[i] for i in moved], None)
-        step_without_commit(self.base, [params[i] for i in moved], [g for g in gradient if g is not None])
-
-    def _climb_along(self) -> None:
-        """Go to x~_t."""
-        gradient = self.y_gradient
-        index, site = self._site(gradient)
-        slope = vectors.clone([g for g in (gradient[k] for k in index) if g is not None])
-        self._climb(slope, site)
 
     def _keep(self, gradient: Gradient, loss: Tensor) -> None:
         """Carry grad f(y) to the next step."""

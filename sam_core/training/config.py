@@ -86,7 +86,8 @@ class TrainConfig:
     """Where to train: cpu, cuda, cuda:1, or auto for a GPU if there is one."""
     devices: str | None = None
     """Train on several devices, a process each: cuda:0,cuda:1 or cpu,cpu. SAMPa takes its two gradients at the same time (on 2N devices
-    with data parallelism); every other method divides the batches among them (msam: a device is a shard)."""
+    with data parallelism; cuda:0,cuda:0: on two streams of one GPU); every other method divides the batches among them (msam: a device
+    is a shard)."""
     timeout: float = 120.0
     """With several processes: seconds after which one that does not answer counts as lost."""
     checkpoint_every: int = 1
@@ -168,7 +169,12 @@ class TrainConfig:
     def _check_method(self) -> None:
         """Refuse a method that does not go with the rest."""
         method = self._method_on_meta()
-        if self.devices is not None and not started_as_group():
+        if self.one_gpu:
+            if not isinstance(method, SAMPa):
+                raise ValueError(
+                    f"devices={self.devices!r}: method {self.method!r} has no two gradients to take at the same time; name it once"
+                )
+        elif self.devices is not None and not started_as_group():
             object.__setattr__(self, "m", self._shared_shards(method, len(self.devices.split(","))))
         if isinstance(method.ascent, Momentum) and self.optimizer == "sgd" and not self.momentum:
             raise ValueError(f"momentum must be above 0 for method {self.method!r}, which climbs against it, not {self.momentum!r}")
@@ -199,6 +205,12 @@ class TrainConfig:
         if isinstance(method.criterion, Trajectory):
             raise ValueError(f"devices: method {self.method!r} holds examples to their own past, which another process has seen")
         return self.m
+
+    @property
+    def one_gpu(self) -> bool:
+        """Whether `devices` names one GPU twice: SAMPa takes its two gradients on two streams of it, in one process."""
+        names = [] if self.devices is None else self.devices.split(",")
+        return len(names) == 2 and names[0] == names[1] and names[0].startswith("cuda")
 
     @property
     def shards(self) -> int:
@@ -374,7 +386,7 @@ def _check_devices(devices: Any, device: str) -> None:
     kinds = {name.partition(":")[0] for name in names}
     if len(names) < 2 or len(kinds) > 1 or not all(re.fullmatch(r"cpu|cuda:\d{1,3}", name) for name in names):
         raise ValueError(f"devices must be at least two of a kind, like cuda:0,cuda:1 or cpu,cpu, not {devices!r}")
-    if kinds == {"cuda"} and len(set(names)) < len(names):
+    if kinds == {"cuda"} and len(set(names)) < len(names) and len(names) > 2:
         raise ValueError(f"devices: {devices!r} names a GPU twice, on which two processes would be slower than one")
     if device != "auto":
         raise ValueError(f"device={device!r} and devices={devices!r} exclude each other")

@@ -83,7 +83,7 @@ def train(
         raise ValueError("resume=True needs out, the folder of the run to go on with")
     if resume and overwrite:
         raise ValueError("resume=True and overwrite=True exclude each other")
-    together = config.devices is not None or started_as_group()
+    together = (config.devices is not None and not config.one_gpu) or started_as_group()
     if together:
         from sam_core.parallel import team as parallel  # half a second that one process can do without
 
@@ -102,7 +102,7 @@ def train(
         if together:
             team: Alone = stack.enter_context(parallel.assembled(config, place, data, out, resume))
         else:
-            team = Alone(resolve_device(config.device))
+            team = Alone(resolve_device(config.devices.split(",")[0] if config.devices else config.device))
         stack.enter_context(_own_randomness(config.seed, team.device))
         model = build_model(config, data).to(team.device)
         run = build_trainer(config, model, data, hooks=hooks, progress=progress, team=team)

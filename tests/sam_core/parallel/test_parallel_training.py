@@ -147,7 +147,7 @@ def test_a_run_on_two_devices_goes_on_on_one(method: str, tmp_path: Path) -> Non
     [
         ({"devices": "cpu"}, "devices must be at least two of a kind, like cuda:0,cuda:1 or cpu,cpu, not 'cpu'"),
         ({"devices": "cpu,cuda:0"}, "at least two of a kind"),
-        ({"devices": "cuda:0,cuda:0"}, "names a GPU twice"),
+        ({"devices": "cuda:0,cuda:1,cuda:0,cuda:1"}, "names a GPU twice"),
         ({"devices": "cpu, cpu"}, "not 'cpu, cpu'"),
         ({"devices": "cpu,cpu", "device": "cpu"}, "device='cpu' and devices='cpu,cpu' exclude each other"),
         ({"devices": "cpu,cpu", "method": "msam", "m": 4}, "m=4 must be the number of devices, 2"),
