@@ -91,6 +91,8 @@ class Eigenpairs(Result):
     tol: float
     which: str = "magnitude"
     point: Mapping[str, Tensor] | None = None  # where the operator was taken, by parameter name; not written to files
+    basis: Tensor | None = None  # (m, n), orthonormal rows Q whose span holds `vectors`, kept to be used again; not written to files
+    projected: Array | None = None  # (m, m), Q H Q^T; not written to files
 
     def summary(self) -> str:
         """Return the eigenvalues with their residuals."""
