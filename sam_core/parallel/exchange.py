@@ -125,6 +125,8 @@ class Exchange:
         """Send the gradient of parameter `i` off; called in the middle of backward."""
         gradient = self.params[i].grad
         if self._watching and i not in self._arrived and gradient is not None and self._failure is None:
+            if gradient.layout != torch.strided:
+                return  # it is refused after the closure
             self._known[i] = gradient, gradient._version
             try:
                 self._put(i, gradient)

@@ -1,5 +1,6 @@
 """Copies of one model in several processes: made equal at the start, compared on the way, with shared running statistics."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -17,12 +18,34 @@ class ReplicasDifferError(RuntimeError):
     """Processes that train one model have different weights."""
 
 
+def must_be_of_one_kind(tensors: Sequence[Tensor], roles: Roles) -> None:
+    """Compare what the processes are about to share, because messages of different lengths end a process without a word.
+
+    Args:
+        tensors: What is to be shared: number, order, shapes, dtypes and `requires_grad` must be the same.
+        roles: This process's place.
+
+    Raises:
+        ReplicasDifferError: They are not.
+    """
+    kinds = repr([(tuple(t.shape), t.dtype, t.requires_grad) for t in tensors])
+    mine = torch.frombuffer(bytearray(hashlib.sha256(kinds.encode()).digest()[:16]), dtype=torch.int64)
+    found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, mine)  # on the host, on GPUs too
+    for rank, other in enumerate(found):
+        if not torch.equal(other, found[0]):
+            raise ReplicasDifferError(
+                f"{roles.name(rank)} and {roles.name(0)} have different models: parameters and buffers must be the same in number, order, "
+                "shape, dtype and requires_grad"
+            )
+
+
 @torch.no_grad()
 def broadcast_(tensors: Iterable[Tensor], source: int, group: Any | None = None) -> None:
     """Overwrite tensors with those of one rank, in all processes of a group (None: all); they travel together."""
     for bucket in buckets([t.detach() for t in tensors if t.numel()]):
         flat = torch.cat([t.reshape(-1) for t in bucket])
-        dist.broadcast(flat, source, group)
+        dist.broadcast(flat.view(torch.uint8), source, group)  # not every backend knows every dtype
         for t, piece in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
             t.copy_(piece.view(t.shape))
 

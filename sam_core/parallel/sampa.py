@@ -18,7 +18,7 @@ from sam_core.optim.minibatch import Minibatch
 from sam_core.optim.optimizer import Options
 from sam_core.optim.sampa import SAMPa
 from sam_core.parallel.exchange import Exchange
-from sam_core.parallel.replicas import broadcast_, compare, share_buffers
+from sam_core.parallel.replicas import broadcast_, compare, must_be_of_one_kind, share_buffers
 from sam_core.parallel.roles import AHEAD, Roles
 
 
@@ -77,9 +77,13 @@ class ParallelSAMPa(SAMPa):
         self.overlap = flag("overlap", overlap)
         self._exchange: Exchange | None = None
         self._start_alike(self.parameters())
+        if self.model is not None:  # what else the gradients depend on
+            own = set(map(id, self.parameters()))
+            self._start_alike([p for p in (*self.model.parameters(), *self.model.buffers()) if id(p) not in own])
 
     def _start_alike(self, params: list[Tensor]) -> None:
         """Give all processes the weights of the first; of tensors cut over a role, those of the first role."""
+        self.roles.careful(self.steps, self.roles.others, lambda: must_be_of_one_kind(params, self.roles))
         first = int(self.roles.mesh.mesh[0, self.roles.index])
         cut = ranks.any_cut(params)
         broadcast = (first, self.roles.role_group) if cut else (0, None)

@@ -207,9 +207,57 @@ def plain(count: int) -> list[Tensor]:
     return weights(net)
 
 
+class Surrounded(nn.Module):
+    """A network that does not train all it consists of."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Linear(75, 4).double().requires_grad_(False)
+        self.last = nn.Linear(4, 3).double()
+        self.register_buffer("draw", torch.randn(4, dtype=torch.float64))
+        self.register_buffer("table", torch.randint(1, 5, (4,)).to(torch.int16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((self.first(x) * self.table + self.draw).tanh())
+
+
+def surrounded(roles: parallel.Roles | None) -> list[Tensor]:
+    """What is not trained differs between the processes at the beginning."""
+    net = Surrounded(0 if roles is None else roles.rank)
+    base, options = sgd(net.last.parameters()), {"model": net}
+    opt = sam_core.SAMPa(base, **options) if roles is None else parallel.ParallelSAMPa(base, roles=roles, **options)
+    data = [closure_for(net, x.flatten(1), y) for x, y in batches(5)]
+    for here, there in zip(data, data[1:], strict=False):
+        opt.step(here, there)
+    return [*weights(net), *net.buffers()]
+
+
+def unlike(roles: parallel.Roles) -> dict[str, str]:
+    """Processes that have different models, and a gradient that cannot travel; all go on."""
+    found: dict[str, str] = {}
+    for name in ("width", "depth", "dtype", "frozen", "sparse"):
+        net = nn.Sequential(nn.Linear(4, 5 if name == "width" and roles.rank else 4), nn.Linear(4, 3))
+        if name == "depth" and roles.rank:
+            net.append(nn.Linear(3, 3))
+        if name == "dtype" and roles.rank:
+            net.double()
+        if name == "frozen" and roles.rank:
+            net[0].requires_grad_(False)
+        if name == "sparse":
+            net = nn.Sequential(nn.Embedding(5, 4, sparse=roles.rank == 1), nn.Flatten(), nn.Linear(8, 3))
+        try:
+            opt = parallel.ParallelSAMPa(sgd(net.parameters()), roles=roles, model=net)
+            opt.step(closure_for(net, torch.ones(3, 2, dtype=torch.int64), torch.arange(3)))
+        except (RuntimeError, ValueError, OSError) as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
 def work(rank: int, world: int) -> dict[str, Any]:
     roles = parallel.start()
     return {
+        "surrounded": surrounded(roles), "unlike": unlike(roles),
         "odd": odd(roles), "odd, patient": odd(roles, overlap=False), "pieces": pieces(roles), "scaled": scaled(roles),
         "failing": failing(roles, True), "failing, patient": failing(roles, False), "copied": copied(roles), "refused": refused(roles),
     }  # fmt: skip
@@ -223,11 +271,22 @@ def same(found: list[Tensor], reference: list[Tensor], other: list[Tensor]) -> N
 
 def test_two_processes_with_everything_odd(tmp_path: Path) -> None:
     one, two = together(2, work, tmp_path)
-    for name, reference in (("odd", odd(None)), ("odd, patient", odd(None)), ("pieces", pieces(None)), ("scaled", scaled(None))):
+    for name, reference in (
+        ("odd", odd(None)),
+        ("odd, patient", odd(None)),
+        ("pieces", pieces(None)),
+        ("scaled", scaled(None)),
+        ("surrounded", surrounded(None)),
+    ):
         same(one[name], reference, two[name])
     same(one["copied"], plain(9), two["copied"])
     for name in ("failing", "failing, patient"):
         same(one[name]["weights"], plain(6), two[name]["weights"])
+    for found in (one["unlike"], two["unlike"]):
+        for name in ("width", "depth", "dtype", "frozen"):
+            assert found[name].startswith("ReplicasDifferError: rank 1 (y) and rank 0 (x~) have different models"), found[name]
+    assert "ValueError" in two["unlike"]["sparse"] and "use sparse=False" in two["unlike"]["sparse"]
+    assert "rank 1 (y) raised an error, and the step was undone" in one["unlike"]["sparse"]
     own = ["ZeroDivisionError: before backward"] * 2 + ["ZeroDivisionError: after backward"] * 2
     told = [f"RankLostError: rank {r} ({n}) raised an error, and the step was undone, noticed by rank" for r, n in ((0, "x~"), (1, "y"))]
     for rank, found in enumerate((one, two)):
