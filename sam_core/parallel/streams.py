@@ -6,8 +6,8 @@ stand in for the parameters while a pass runs, so that the two passes share noth
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Unpack
 
 import torch
@@ -18,24 +18,29 @@ from sam_core import ranks
 from sam_core.optim import vectors
 from sam_core.optim.ascent import Ascent
 from sam_core.optim.criterion import Criterion
-from sam_core.optim.gradients import Gradient, Shards
-from sam_core.optim.minibatch import Minibatch, mapped
+from sam_core.optim.gradients import Shards
+from sam_core.optim.minibatch import Minibatch
 from sam_core.optim.optimizer import Options
 from sam_core.optim.sampa import SAMPa
+from sam_core.parallel.graph import WARM_UP, Graph, Passed, on, shapes
 
 Way = Literal["sequential", "streams", "graph"]
 WAYS: tuple[Way, ...] = ("sequential", "streams", "graph")
-WARM_UP, MEASURED = 3, 5  # passes before and in a measurement
-Passed = tuple[Tensor, Gradient]
+MEASURED = 5  # pairs of passes in a measurement
 
 
 class StreamedSAMPa(SAMPa):
     """SAMPa-lam on one GPU, both gradients of a step at the same time: the iterates of `SAMPa`.
 
-    In the first step with two batches of full size the ways are timed once, on copies of all that a pass changes, and the fastest is
+    In the first step with two batches of one size the ways are timed once, on copies of all that a pass changes, and the fastest is
     kept: one after the other, on two streams, or both in a CUDA graph, which saves the launches too. A batch of another size, and what
     a graph cannot hold, goes the best other way. On a CPU it is `SAMPa`. Needs `Minibatch` objects; steps with other closures are
-    sequential, as are those of a GradScaler. It keeps two more copies of the parameters.
+    sequential, as are those of a GradScaler, of parameters with hooks, and of a model with weights that have gradients and are not
+    trained. It keeps two more copies of the parameters.
+
+    A graph repeats what Python decided when it was captured: a model that decides in Python (which layers to leave out, say) needs
+    way="streams". Layers in other modes, other functions and numbers in a `Minibatch`, and weights in another place are noticed.
+    Buffers beside running statistics follow the unperturbed pass alone.
 
     Args:
         base: Optimizer instance.
@@ -82,7 +87,7 @@ class StreamedSAMPa(SAMPa):
         if way == "graph" and not on_gpu:
             raise ValueError(f'way="graph" needs a model on a CUDA device, this one is on {self.parameters()[0].device}')
         self.way: Way | None = way if way is not None or on_gpu else "sequential"
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[Way, float] = {}
         self._pair: Pair | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,9 +96,11 @@ class StreamedSAMPa(SAMPa):
     def _run(self, here: Shards, there: Shards) -> Tensor:
         batch, following = here[0][0], there[0][0]
         whole = len(here) == len(there) == 1 and isinstance(batch, Minibatch) and isinstance(following, Minibatch)
-        if self.way == "sequential" or not whole or self._passes.scaler is not None:
+        if self.way == "sequential" or not whole or self._passes.scaler is not None or not self._stands_alone:
             return super()._run(here, there)
         assert isinstance(batch, Minibatch) and isinstance(following, Minibatch)
+        if self.way is None and shapes(batch) != shapes(following):
+            return super()._run(here, there)
         if not self.memory.shares:
             self._look([here], [1.0], frozen=True)
         pair = self._standing
@@ -110,11 +117,24 @@ class StreamedSAMPa(SAMPa):
         if self.way is None:
             self.way, self.seconds = pair.fastest(batch, following)
         (_, perturbed), (loss, y) = pair.run(self.way, batch, following)
+        if any(p.grad is not None for p in self.parameters()):
+            raise ValueError("model uses parameters that it keeps outside of its modules, where nothing can stand in for them: use SAMPa")
+        if self.decay_in_ascent:
+            perturbed, y = self._with_decay(perturbed, 1.0, pair.perturbed.weights), self._with_decay(y, 1.0, pair.ahead.weights)
         self.gradients_computed += 2
         self.memory.carried = {"y_gradient.0": {p: g for p, g in zip(self.parameters(), y, strict=True) if g is not None}}
         self.memory.shares, self.memory.draws = [1.0], []
         self._descend_along(loss, perturbed, [y], [1.0])
         return loss
+
+    @property
+    def _stands_alone(self) -> bool:
+        """Whether two passes share nothing: hooks do not run on what stands in, and others would take two gradients at a time."""
+        assert self.model is not None
+        hooked = any([p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None) for p in self.parameters()])
+        own = set(map(id, self.parameters()))
+        tables = [module._parameters for module in self.model.modules() if module._parameters]
+        return not hooked and all([id(p) in own or p is None or not p.requires_grad for table in tables for p in table.values()])
 
     @property
     def _standing(self) -> "Pair":
@@ -126,11 +146,7 @@ class StreamedSAMPa(SAMPa):
         return self._pair
 
     def _take_gradient(self, batch: Minibatch, weights: Sequence[Tensor], perturbed: bool) -> Passed:
-        loss, gradient = self._passes.gradient([(batch, 1.0)], weights, perturbed=perturbed)
-        if self.decay_in_ascent:
-            with torch.no_grad():
-                gradient = self._with_decay(gradient, 1.0, list(weights))
-        return loss, gradient
+        return self._passes.gradient([(batch, 1.0)], weights, perturbed=perturbed)
 
 
 class StandIn:
@@ -174,6 +190,7 @@ class Pair:
         self._place = [(p, p.shape, p.dtype, p.device, p.requires_grad) for p in params]
         self._stream = torch.cuda.Stream(params[0].device) if params[0].is_cuda else None
         self._graph: Graph | None = None
+        self._otherwise: Way = "streams"  # for what the graph does not hold
 
     def fits(self, params: Sequence[Tensor]) -> bool:
         """Say whether these are the stand-ins for these parameters, as they are now."""
@@ -189,35 +206,42 @@ class Pair:
                 self._graph = Graph(self, here, there)
             if self._graph.fits(here, there):  # the last batch of an epoch may be smaller
                 return self._graph.replay(here, there)
+            way = self._otherwise
         return self.side_by_side(here, there, self._stream if way != "sequential" else None)
 
     def side_by_side(self, here: Minibatch, there: Minibatch, stream: Any) -> tuple[Passed, Passed]:
         """Launch the perturbed pass on a stream, the other on the present one, and let that wait for both."""
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(stream.device))
-        with self.perturbed.in_place(), on(stream):
-            first = self.gradient(here, self.perturbed.weights, True)
-        with self.ahead.in_place():
-            second = self.gradient(there, self.ahead.weights, False)
-        if stream is not None:
-            torch.cuda.current_stream(stream.device).wait_stream(stream)
+        try:
+            with self.perturbed.in_place(), on(stream):
+                first = self.gradient(here, self.perturbed.weights, True)
+            with self.ahead.in_place():
+                second = self.gradient(there, self.ahead.weights, False)
+        finally:  # what is undone after an error, or ended as a capture, must not overtake the stream
+            if stream is not None:
+                torch.cuda.current_stream(stream.device).wait_stream(stream)
         return first, second
 
-    def fastest(self, here: Minibatch, there: Minibatch) -> tuple[Way, dict[str, float]]:
+    def fastest(self, here: Minibatch, there: Minibatch) -> tuple[Way, dict[Way, float]]:
         """Time all ways that there are, and return the fastest with the seconds of each; nothing that is trained notices."""
         assert self._stream is not None
         device = self._stream.device
-        seconds: dict[str, float] = {}
+        seconds: dict[Way, float] = {}
         with self.untouched(device):
             for way in WAYS:
                 try:
                     seconds[way] = self.timed(way, copy.copy(here), copy.copy(there))
-                except (RuntimeError, NotImplementedError):  # what waits for the device cannot be captured
-                    if way != "graph":
+                except (RuntimeError, NotImplementedError) as error:
+                    # what waits for the device cannot be captured, and two passes at once may not fit into memory
+                    if way != "graph" and not (way == "streams" and isinstance(error, torch.OutOfMemoryError)):
                         raise
+                    self._graph = None
                     torch.cuda.synchronize(device)
         self._graph = None  # it has the buffers of the measurement in it
-        return min(WAYS, key=lambda way: seconds.get(way, float("inf"))), seconds
+        first, *rest = sorted(seconds, key=seconds.__getitem__)
+        self._otherwise = rest[0] if first == "graph" else first
+        return first, seconds
 
     def timed(self, way: Way, here: Minibatch, there: Minibatch) -> float:
         """Return the seconds that a pair of passes takes."""
@@ -232,83 +256,19 @@ class Pair:
 
     @contextmanager
     def untouched(self, device: torch.device) -> Iterator[None]:
-        """Put buffers and random generators back afterwards."""
-        buffers = list(self.model.buffers())
+        """Put buffers, also where a pass replaces them by others, and random generators back afterwards."""
+        tables = [(module._buffers, dict(module._buffers)) for module in self.model.modules()]
+        buffers = [*self.model.buffers(), *self.perturbed.copies]
         before = vectors.clone(buffers)
-        with torch.random.fork_rng(devices=[device]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             try:
                 yield
             finally:
+                for table, content in tables:
+                    table.clear()
+                    table.update(content)
                 with torch.no_grad():
                     vectors.copy_(buffers, before)
-
-
-class Graph:
-    """Both passes, captured; batches are copied into its own before it runs, results out of it afterwards.
-
-    Raises:
-        RuntimeError: What the passes do cannot be captured.
-    """
-
-    def __init__(self, pair: Pair, here: Minibatch, there: Minibatch) -> None:
-        self.form = form(here), form(there)
-        self.here, self.there = held(here), held(there)
-        stream = torch.cuda.Stream(pair.perturbed.weights[0].device)
-        with torch.cuda.device(stream.device), pair.untouched(stream.device):
-            stream.wait_stream(torch.cuda.current_stream(stream.device))
-            with on(stream):
-                for _ in range(WARM_UP):
-                    pair.side_by_side(held(here), held(there), pair._stream)
-            torch.cuda.current_stream(stream.device).wait_stream(stream)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.results = pair.side_by_side(self.here, self.there, pair._stream)
-
-    def fits(self, here: Minibatch, there: Minibatch) -> bool:
-        """Say whether these batches are of the captured kind."""
-        return (form(here), form(there)) == self.form
-
-    def replay(self, here: Minibatch, there: Minibatch) -> tuple[Passed, Passed]:
-        """Run both passes on these batches."""
-        for mine, batch in ((self.here, here), (self.there, there)):
-            for a, b in zip(tensors(mine), tensors(batch), strict=True):
-                a.copy_(b, non_blocking=True)
-        self.graph.replay()
-        for mine, batch in ((self.here, here), (self.there, there)):
-            for name, value in vars(mine).items():  # what the pass noted, such as the number of right answers
-                if isinstance(value, Tensor) and getattr(batch, name, None) is None:
-                    setattr(batch, name, value.clone())
-        first, second = ((loss.clone(), [None if g is None else g.clone() for g in gradient]) for loss, gradient in self.results)
-        return first, second
-
-
-def held(batch: Minibatch) -> Minibatch:
-    """Return the batch with tensors of its own."""
-    own = copy.copy(batch)
-    own.inputs, own.targets = (mapped(torch.clone, data) for data in (batch.inputs, batch.targets))
-    if batch.index is not None:
-        own.index = batch.index.clone()
-    return own
-
-
-def tensors(batch: Minibatch) -> list[Tensor]:
-    """Return all tensors of a batch."""
-    found: list[Tensor] = []
-    for data in (batch.inputs, batch.targets, batch.index):
-        mapped(found.append, data)
-    return found
-
-
-def form(batch: Minibatch) -> list[Any]:
-    """Return what must be the same for a graph to hold another batch: all but the numbers."""
-    shapes: list[Any] = [(t.shape, t.dtype, t.device, t.stride()) for t in tensors(batch)]
-    names = [sorted(data) for data in (batch.inputs, batch.targets) if isinstance(data, Mapping)]
-    return [shapes, names]
-
-
-def on(stream: Any) -> AbstractContextManager[Any]:
-    """Launch on a stream, or where one is."""
-    return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def _is(a: Any, b: Any) -> bool:

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ import sam_core
 from sam_core import Minibatch
 from sam_core.optim.objectives import Bilevel
 from sam_core.parallel import StreamedSAMPa
+from sam_core.parallel.graph import form, surroundings
+from sam_core.parallel.streams import Pair
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -19,25 +24,26 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA dev
 class Odd(nn.Module):
     """Batch norm, tied and frozen weights, an LSTM with its flat copies, a parameter that takes no part."""
 
-    def __init__(self) -> None:
+    def __init__(self, recurrent: bool = True) -> None:
         super().__init__()
         self.first = nn.Linear(6, 6)
         self.tied = nn.Linear(6, 6)
         self.tied.weight = self.first.weight
         self.norm = nn.BatchNorm1d(6)
-        self.recurrent = nn.LSTM(6, 6, batch_first=True)
+        self.recurrent = nn.LSTM(6, 6, batch_first=True) if recurrent else None
         self.frozen = nn.Linear(6, 6).requires_grad_(False)
         self.unused = nn.Parameter(torch.ones(3))
         self.last = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(torch.tanh(self.tied(torch.tanh(self.first(x)))))
-        return self.last(self.recurrent(self.frozen(h)[:, None])[0][:, 0])
+        h = self.frozen(h)
+        return self.last(h if self.recurrent is None else self.recurrent(h[:, None])[0][:, 0])
 
 
-def build(kind: str, make: type[sam_core.SAMPa], device: str, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+def build(kind: str, make: type[sam_core.SAMPa], device: str, recurrent: bool = True, **options: Any) -> Any:
     torch.manual_seed(0)
-    net = Odd().to(device, dtype)
+    net = Odd(recurrent).to(device, torch.float64)
     if kind == "sgd":
         base: torch.optim.Optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-2, nesterov=True)
     else:
@@ -110,6 +116,133 @@ def test_an_error_in_the_second_pass_leaves_everything_as_it_was() -> None:
     opt.step(data[1], data[2])
 
 
+class Small(nn.Module):
+    """Two layers, of which the first may keep its weights outside of the table of parameters."""
+
+    def __init__(self, outside: bool = False) -> None:
+        super().__init__()
+        self.body, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.outside = [self.body.weight] if outside else None
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1
+        return self.last(torch.tanh(x @ (self.outside[0] if self.outside else self.body.weight)))
+
+
+def small(make: type[sam_core.SAMPa], prepare: Callable[[Small], Any], **options: Any) -> list[Tensor | None]:
+    torch.manual_seed(0)
+    net = Small().double()
+    prepare(net)
+    only_last = prepare is leave_the_body_out
+    opt = make(torch.optim.SGD(net.last.parameters() if only_last else net.parameters(), lr=0.1), 0.1, 0.2, model=net, **options)
+    data = batches(net)
+    for a, b in zip(data, data[1:], strict=False):
+        opt.step(a, b)
+    return [t for p in net.parameters() for t in (p.detach().clone(), p.grad)]
+
+
+def mask_the_gradient(net: Small) -> None:
+    net.body.weight.register_hook(lambda g: g.triu())
+
+
+def mask_what_is_accumulated(net: Small) -> None:
+    def mask(p: Tensor) -> None:
+        assert p.grad is not None
+        p.grad.triu_()
+
+    net.body.weight.register_post_accumulate_grad_hook(mask)
+
+
+def leave_the_body_out(net: Small) -> None:
+    """It takes gradients all the same."""
+
+
+@pytest.mark.parametrize("prepare", [mask_the_gradient, mask_what_is_accumulated, leave_the_body_out])
+def test_hooks_and_weights_that_are_not_trained_see_what_they_see_in_the_sequential_form(prepare: Callable[[Small], Any]) -> None:
+    for a, b in zip(small(sam_core.SAMPa, prepare), small(StreamedSAMPa, prepare, way="streams"), strict=True):
+        assert torch.equal(a, b) if a is not None and b is not None else a is b
+
+
+def test_weights_outside_of_the_modules_are_refused() -> None:
+    net = Small(outside=True).double()
+    opt = StreamedSAMPa(torch.optim.SGD(net.parameters(), lr=0.1), model=net, way="streams")
+    data, before = batches(net, 2), copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="outside of its modules"):
+        opt.step(*data)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items() if name != "count")
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_measuring_puts_buffers_back_those_that_are_replaced_and_the_copies_too() -> None:
+    net, device = Small().double(), torch.device("cpu")
+    pair = Pair(net, list(net.parameters()), lambda batch, weights, perturbed: (batch(), []))
+    pair.perturbed.take()
+    count, states = net.count, torch.get_rng_state()
+    with pair.untouched(device):
+        pair.side_by_side(*batches(net, 2), None)
+        pair.perturbed.copies[0].add_(torch.rand(()))
+        assert net.count == 1
+    assert net.count is count and count == 0 and pair.perturbed.copies[0] == 0
+    assert torch.equal(states, torch.get_rng_state())
+
+
+FACTOR = torch.ones(())
+
+
+def by_the_factor(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets, reduction="none") * FACTOR
+
+
+def test_what_a_graph_repeats_must_be_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Small()
+    x, y = torch.ones(4, 6), torch.zeros(4, dtype=torch.int64)
+
+    def batch(scale: float = 1.0, by: Tensor | None = None, more: Any = 3, model: nn.Module = net) -> Minibatch:
+        def losses(outputs: Tensor, targets: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(outputs, targets, by, reduction="none") * scale
+
+        return Minibatch(lambda inputs: model(inputs[0]), (x, more), y, losses)
+
+    assert form(batch()) == form(batch()) and form(Minibatch(net, x, y)) == form(Minibatch(net, x + 1, y))
+    others = [
+        batch(2.0),
+        batch(by=torch.ones(3)),
+        batch(more=4),
+        batch(model=Small()),
+        Minibatch(net, (x, 3), y),
+        Minibatch(net, x[:3], y[:3]),
+    ]
+    losses = [partial(nn.functional.cross_entropy, reduction="none", label_smoothing=s) for s in (0.0, 0.1)]
+    others += [Minibatch(net, (x, 3), y, loss) for loss in losses]
+    before = form(Minibatch(net, x, y, by_the_factor))
+    assert before == form(Minibatch(net, x, y, by_the_factor))
+    monkeypatch.setattr(sys.modules[__name__], "FACTOR", torch.zeros(()))
+    assert before != form(Minibatch(net, x, y, by_the_factor))
+    assert all(form(a) != form(b) for i, a in enumerate([batch(), *others]) for b in others[i:] if a is not b)
+
+
+def test_a_graph_notices_other_modes_and_other_places() -> None:
+    net = Small()
+    pair = Pair(net, list(net.parameters()), lambda batch, weights, perturbed: (batch(), []))
+    found = [surroundings(pair)]
+    assert surroundings(pair) == found[0]
+    net.last.eval()
+    found.append(surroundings(pair))
+    net.body.weight.data = net.body.weight.data.clone()
+    found.append(surroundings(pair))
+    pair.ahead.weights[0].data = pair.ahead.weights[0].data.clone()
+    found.append(surroundings(pair))
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+
+
+def test_nothing_is_measured_on_batches_of_different_sizes() -> None:
+    net, opt = build("sgd", StreamedSAMPa, "cpu")
+    opt.way = None  # as on a GPU
+    data = batches(net)
+    assert opt.step(data[3], data[4]).isfinite() and opt.way is None
+
+
 def test_a_cpu_and_plain_closures_go_the_sequential_way() -> None:
     net, opt = build("sgd", StreamedSAMPa, "cpu")
     assert opt.way == "sequential"
@@ -156,9 +289,9 @@ def test_one_gpu_named_twice_is_for_sampa_alone() -> None:
 @pytest.mark.parametrize("way", ["streams", "graph"])
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_on_a_gpu_the_iterates_are_those_of_the_sequential_form(kind: str, way: str) -> None:
-    net, opt = build(kind, sam_core.SAMPa, "cuda")
+    net, opt = build(kind, sam_core.SAMPa, "cuda", recurrent=way != "graph")
     expected = train(net, opt)
-    net, opt = build(kind, StreamedSAMPa, "cuda", way=way)
+    net, opt = build(kind, StreamedSAMPa, "cuda", recurrent=way != "graph", way=way)
     for a, b in zip(expected, train(net, opt), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -171,6 +304,25 @@ def test_on_a_gpu_measuring_changes_nothing() -> None:
     for a, b in zip(expected, train(net, opt), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
     assert opt.way == min(opt.seconds, key=opt.seconds.get)
+    assert "graph" not in opt.seconds  # cuDNN's recurrent layers move their weights
+
+
+@gpu
+def test_on_a_gpu_random_numbers_and_the_present_stream_are_fine_after_a_capture_that_failed() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3)).to("cuda", torch.float64)
+    opt = StreamedSAMPa(torch.optim.SGD(net.parameters(), lr=0.1), model=net)
+    stream = torch.cuda.current_stream()
+
+    def look(inputs: Tensor) -> Tensor:
+        outputs = net(inputs)
+        assert outputs.sum().item() < 1e9  # waits for the device
+        return outputs
+
+    data = [Minibatch(look, batch.inputs, batch.targets) for batch in batches(net)]
+    for a, b in zip(data, data[1:], strict=False):
+        assert opt.step(a, b).isfinite()
+    assert sorted(opt.seconds) == ["sequential", "streams"]
+    assert torch.cuda.current_stream() == stream and torch.rand(3, device="cuda").isfinite().all()
 
 
 @gpu
