@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from landscape import plots
     from landscape.comparison import Comparison, Sizes, compare
     from landscape.curvature import hessian_trace, spectral_density, top_eigenpairs
+    from landscape.curvature.tracking import CurvatureHook
     from landscape.objective import NonFiniteLossError, Objective
     from landscape.results.store import open as open
     from landscape.results.store import save
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
+    "CurvatureHook",
     "GradientTraceHook",
     "NonFiniteLossError",
     "Objective",
@@ -40,6 +42,7 @@ __all__ = [
 _NAMES = {
     "comparison": ("Comparison", "Sizes", "compare"),
     "curvature": ("hessian_trace", "spectral_density", "top_eigenpairs"),
+    "curvature.tracking": ("CurvatureHook",),
     "objective": ("NonFiniteLossError", "Objective"),
     "results.store": ("open", "save"),
     "sharpness": ("m_sharpness",),

@@ -17,6 +17,7 @@ from landscape.plots import report as write_report
 from landscape.plots.gallery import draw_all
 from landscape.results import store
 from landscape.results.types import (
+    CurvatureTrace,
     Eigenpairs,
     GradientTrace,
     Result,
@@ -121,6 +122,7 @@ def _run_report(path: Path, results: Sequence[Result], sharpness: tuple[str, flo
         sharpness={r.m: r for r in results if isinstance(r, Sharpness) and (r.measure, r.rho, r.p) == sharpness},
         surfaces={result.name: result for result in results if isinstance(result, Surface)},
         gradients=the(GradientTrace),
+        curvature=the(CurvatureTrace),
         command=str(attributes.get("command", "")),
         attributes=final if isinstance(final, dict) else {},
     )

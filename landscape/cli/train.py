@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,13 +14,16 @@ import tyro
 from torch.nn.functional import cross_entropy
 
 import sam_core
+from landscape.curvature.tracking import CurvatureHook
 from landscape.objective import Objective
 from landscape.results import store
-from landscape.results.types import Cost, GradientTrace, Provenance, TrainingHistory
+from landscape.results.types import Cost, CurvatureTrace, Provenance, Result, TrainingHistory
 from landscape.traces import GradientTraceHook
 from sam_core import TrainConfig
 from sam_core.ranks import leads
-from sam_core.training import TrainResult
+from sam_core.training import TrainResult, build_data
+
+Measuring = GradientTraceHook | CurvatureHook
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,16 @@ class Train:
     """Replace a run that is in --out already."""
     trace_every: int | None = None
     """With a SAMPa method: compare grad f(x) and grad f(y) at every so many steps (one more gradient each)."""
+    curvature_every: int | None = None
+    """Measure the largest Hessian eigenvalue and the trace every so many epochs, before the first and after the last."""
+    curvature_examples: int = 512
+    """Training examples on which they are measured."""
 
     def run(self) -> None:
         """Train, save and say how it went."""
-        hooks = [] if self.trace_every is None else [trace_hook(self.config, self.trace_every)]
+        hooks: list[Measuring] = [] if self.trace_every is None else [trace_hook(self.config, self.trace_every)]
+        if self.curvature_every is not None:
+            hooks.append(curvature_hook(self.config, self.curvature_every, self.curvature_examples))
         path = self.out / "run.h5"
         if path.exists() and leads():
             store.check_writable(path)
@@ -104,8 +114,18 @@ def trace_hook(config: TrainConfig, every: int) -> GradientTraceHook:
     return GradientTraceHook(every=every)
 
 
-def save_training(path: Path, result: TrainResult, hooks: list[GradientTraceHook]) -> None:
-    """Write the history of a run, and its gradient trace if there is one, into the run's file; numbers of earlier weights move aside."""
+def curvature_hook(config: TrainConfig, every: int, examples: int) -> CurvatureHook:
+    """Return a hook that follows the curvature on the first training examples."""
+    if every < 1:
+        raise ValueError(f"the curvature can be measured every 1, 2, 3, ... epochs, not every {every}")
+    if examples < 1:
+        raise ValueError(f"--curvature-examples must be at least 1, not {examples}")
+    train = build_data(config).train
+    return CurvatureHook(train.take(min(examples, len(train))).tensors(), every=every, seed=config.seed)
+
+
+def save_training(path: Path, result: TrainResult, hooks: Sequence[Measuring]) -> None:
+    """Write the history of a run, and what was traced in it, into the run's file; numbers of earlier weights move aside."""
     history = history_of(result)
     _move_aside(path, history.provenance.parameter_sha256)
     store.save(path, history, run={"config": result.config.to_dict() | {"final": _final(result)}})
@@ -138,10 +158,12 @@ def _device(result: TrainResult) -> torch.device:
     return next(result.model.parameters()).device
 
 
-def with_provenance(hook: GradientTraceHook, result: TrainResult) -> GradientTrace:
+def with_provenance(hook: Measuring, result: TrainResult) -> Result:
     """Return the trace of a finished run, with the data and the seed that the hook does not know."""
-    provenance = dataclasses.replace(_provenance(result), batch_norm="batch")
-    return dataclasses.replace(hook.result(), provenance=provenance)
+    found = hook.result()
+    if isinstance(found, CurvatureTrace):
+        return found
+    return dataclasses.replace(found, provenance=dataclasses.replace(_provenance(result), batch_norm="batch"))
 
 
 def history_of(result: TrainResult) -> TrainingHistory:

@@ -19,6 +19,7 @@ Which = Literal["magnitude", "largest", "smallest", "both"]
 
 _GUARD = 2  # vectors beyond the k wanted: a loose stop with none can step over an eigenvector
 _GUARD_TOLERANCE = 0.03
+_BASIS_KEPT = 2**28  # bytes
 _SURE_UP_TO = 1000  # parameters up to which looking twice costs next to nothing
 
 
@@ -33,6 +34,7 @@ def top_eigenpairs(
     start: Tensor | None = None,
     multiplicities: bool | None = None,
     memory_budget: float = 2 * 2**30,
+    keep_basis: bool | None = None,
     progress: bool | None = None,
 ) -> Eigenpairs:
     r"""Return the k eigenvalues of largest absolute value of the Hessian, with eigenvectors.
@@ -53,6 +55,7 @@ def top_eigenpairs(
             vector sees a single copy, except where the copies make up all that is left. None does so up to 1,000 parameters, if
             `start` is not given.
         memory_budget: bytes that the basis may take; the iteration restarts (thick restart) when it is full.
+        keep_basis: keep the whole basis, with which the trace and the density cost fewer products; None does if it takes up to 256 MiB.
         progress: show a progress bar; None if stderr is a terminal.
 
     Returns:
@@ -91,6 +94,8 @@ def top_eigenpairs(
         chosen = _wanted(ritz.values, which)[:k]
         chosen = chosen[np.argsort(-np.abs(ritz.values[chosen]), kind="stable")]
         vectors = lanczos.combine(ritz.coefficients[:, chosen]).to(operator.dtype)
+        kept = lanczos.nbytes <= _BASIS_KEPT if keep_basis is None else keep_basis
+        basis = lanczos.combine(np.eye(lanczos.size)) if kept else None
     scale = float(np.abs(ritz.values).max())
     # The recurrence knows nothing of the rounding in the products themselves, so no residual can be trusted below that.
     residuals = np.hypot(ritz.residuals[chosen], lanczos.noise * scale)
@@ -103,6 +108,8 @@ def top_eigenpairs(
         tol=tol,
         which=which,
         point=operator.point,
+        basis=basis,
+        projected=lanczos.matrix.copy() if kept else None,
         cost=meter.cost() if meter else Cost(),
         provenance=operator.objective.provenance(seed) if operator.objective else Provenance(),
     )

@@ -64,6 +64,11 @@ class Lanczos:
         return self.size == self.operator.size
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the vectors of the basis take."""
+        return self.size * self.operator.size * self.dtype.itemsize
+
+    @property
     def noise(self) -> float:
         """What the rounding of a product may add to a residual, relative to ||H||; the factor covers networks in float32."""
         return 10 * torch.finfo(self.operator.dtype).eps

@@ -1,6 +1,7 @@
 """Pictures of results: matplotlib for paper, plotly for turning around. A plot takes results and returns one figure; it reads no file."""
 
 from landscape.plots.contours import contour, contours
+from landscape.plots.curvature import curvature
 from landscape.plots.descent import descent
 from landscape.plots.eigenvalues import eigenvalues
 from landscape.plots.lines import lines
@@ -24,6 +25,7 @@ __all__ = [
     "RunReport",
     "contour",
     "contours",
+    "curvature",
     "descent",
     "eigenvalues",
     "lines",

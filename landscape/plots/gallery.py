@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from landscape.plots.contours import contours
+from landscape.plots.curvature import curvature
 from landscape.plots.eigenvalues import eigenvalues
 from landscape.plots.lines import lines
 from landscape.plots.report import RunReport
@@ -52,6 +53,7 @@ def draw_all(runs: Sequence[RunReport], out: str | Path, *, formats: Sequence[st
     plan("spectra", spectra, {run.name: run.density for run in runs if run.density is not None}, looks=looks)
     plan("sharpness", sharpness, {run.name: run.sharpness for run in runs if run.sharpness}, looks=looks)
     plan("training", training, {run.name: run.training for run in runs if run.training is not None}, looks=looks)
+    plan("curvature", curvature, {run.name: run.curvature for run in runs if run.curvature is not None}, looks=looks)
     for run in runs:
         if run.gradients is not None and len(run.gradients.step):
             plan(f"gradients-{run.name}", lambda of: traces(*of.values()), {run.name: run.gradients})

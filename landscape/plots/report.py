@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 
 from landscape.plots.contours import contours
+from landscape.plots.curvature import curvature
 from landscape.plots.eigenvalues import eigenvalues
 from landscape.plots.interactive import CONFIG
 from landscape.plots.lines import lines
@@ -30,7 +31,16 @@ from landscape.plots.surfaces3d import surface3d, surfaces3d
 from landscape.plots.tables import methods_table, origins_table
 from landscape.plots.traces import traces
 from landscape.plots.training import training
-from landscape.results.types import Eigenpairs, GradientTrace, Sharpness, SpectralDensity, Surface, TraceEstimate, TrainingHistory
+from landscape.results.types import (
+    CurvatureTrace,
+    Eigenpairs,
+    GradientTrace,
+    Sharpness,
+    SpectralDensity,
+    Surface,
+    TraceEstimate,
+    TrainingHistory,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class RunReport:
     surfaces: Mapping[str, Surface] = field(default_factory=dict)
     """By name; lines and planes."""
     gradients: GradientTrace | None = None
+    curvature: CurvatureTrace | None = None
     command: str = ""
     """The command that repeats the run."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -217,6 +228,16 @@ def _sections(runs: list[RunReport]) -> list[_Section]:
         "Sharpness by shard size m",
         looks=looks,
         width=4.6,
+    )
+    add(
+        "curvature",
+        "Curvature while training",
+        "The largest eigenvalues of the Hessian (bands: residuals) and its trace (bars: standard errors), epoch by epoch.",
+        having(lambda r: r.curvature),
+        curvature,
+        "Largest eigenvalues and trace of the Hessian over epochs",
+        True,
+        looks=looks,
     )
     traced = {run.name: run.gradients for run in runs if run.gradients is not None}
     pictures = [

@@ -108,6 +108,7 @@ def results_of(run: RunReport) -> dict[str, list[Result]]:
         "sharpness": list(run.sharpness.values()),
         "surfaces": list(run.surfaces.values()),
         "gradients": [run.gradients],
+        "curvature while training": [run.curvature],
     }
     there = {about: [result for result in results if result is not None] for about, results in found.items()}
     return {about: results for about, results in there.items() if results}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 from landscape.results import store
 from landscape.results.schema import LAYOUTS, PARTIAL, Layout
 from landscape.results.types import (
+    CurvatureTrace,
     Eigenpairs,
     GradientTrace,
     Result,
@@ -72,6 +73,11 @@ class RunFile:
     def gradients(self) -> GradientTrace:
         """The trace of the gradients."""
         return self._single(GradientTrace)
+
+    @property
+    def curvature(self) -> CurvatureTrace:
+        """The eigenvalues and the trace of the Hessian while the network trained."""
+        return self._single(CurvatureTrace)
 
     @property
     def eigen(self) -> Eigenpairs:

@@ -17,6 +17,7 @@ import numpy as np
 
 from landscape.results.types import (
     Cost,
+    CurvatureTrace,
     Eigenpairs,
     GradientTrace,
     Provenance,
@@ -135,6 +136,20 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
     ),
     Layout(
+        CurvatureTrace,
+        "traces/curvature",
+        (
+            Variable("epoch", "epoch", ("epoch",), "epoch, 0 before the first", kind="int"),
+            _index("k", "rank of the eigenvalue, 0 first"),
+            Variable("eigenvalue", "values", ("epoch", "k"), "eigenvalue of the Hessian"),
+            Variable("residual", "residuals", ("epoch", "k"), "norm of H v - lambda v for the unit vector v"),
+            Variable("trace", "trace", ("epoch",), "trace of the Hessian"),
+            Variable("trace_stderr", "trace_stderr", ("epoch",), "standard error of the trace"),
+            Variable("matvecs", "matvecs", ("epoch",), "products of the operator with a vector", kind="int"),
+        ),
+        (Attribute("tol", "float", "tolerance of the residuals relative to the largest absolute eigenvalue"),),
+    ),
+    Layout(
         Eigenpairs,
         "hessian/eigen",
         (
@@ -219,6 +234,7 @@ LAYOUTS: tuple[Layout, ...] = (
             Variable("accuracy", "accuracy", GRID, "fraction of examples classified correctly"),
             Variable("stderr", "stderr", GRID, "standard error of the mean loss"),
             Variable("status", "status", GRID, "how the point came about", kind="status", meanings=STATUS_MEANINGS),
+            Variable("error_estimate", "error_estimate", GRID, "estimated error of the interpolated loss", optional=True),
         ),
         (Attribute("plane", "json", "how the directions were made: kind, normalization, seed, norms, cosine, hash"),),
         named=True,

@@ -177,6 +177,7 @@ class Surface(Result):
     stderr: Array  # like loss, standard error of the mean over batches of examples; NaN with a single batch
     status: NDArray[np.uint8]  # like loss
     plane: dict[str, Any]  # how the directions were made: kind, normalize, seed, norms, cosine, sha256
+    error_estimate: Array | None = None  # like loss, of |loss - true loss| where it is interpolated, 0 where evaluated; None if all are
 
     def summary(self) -> str:
         """Return the shape and the range of the loss."""
@@ -209,6 +210,28 @@ class GradientTrace(Result):
         if np.isnan(self.cosine).all():
             return f"{len(self.step)} steps, no gradient to compare with"
         return f"{len(self.step)} steps, cosine {np.nanmin(self.cosine):.3f} ... {np.nanmax(self.cosine):.3f}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CurvatureTrace(Result):
+    """The largest eigenvalues of the Hessian, and its trace, while a network trained."""
+
+    kind: ClassVar[str] = "curvature"
+
+    epoch: NDArray[np.int64]  # (t,), 0 before the first
+    values: Array  # (t, k) eigenvalues, by descending absolute value
+    residuals: Array  # (t, k) an eigenvalue lies within the residual of each
+    trace: Array  # (t,), NaN where it was left out
+    trace_stderr: Array  # (t,) its standard error
+    matvecs: NDArray[np.int64]  # (t,) products
+    tol: float
+
+    def summary(self) -> str:
+        """Return the first and the last of the largest eigenvalues."""
+        if not len(self.epoch):
+            return "no epochs"
+        ends = (with_error(self.values[i, 0], self.residuals[i, 0]) for i in (0, -1))
+        return f"lambda_max {' -> '.join(ends)} from epoch {self.epoch[0]} to {self.epoch[-1]}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,6 +8,7 @@ import torch
 
 from landscape.results.types import (
     Cost,
+    CurvatureTrace,
     Eigenpairs,
     GradientTrace,
     Provenance,
@@ -73,6 +74,11 @@ def gradients(steps: int = 4, layers: tuple[str, ...] = ("conv.0", 'fc "é" <b>'
     return GradientTrace(np.arange(steps) * 10, odd(steps), odd(steps), odd(steps), odd(steps), layers, *per_layer, **BOTH)
 
 
+def curvature(epochs: int = 4, k: int = 2) -> CurvatureTrace:
+    numbers = odd(epochs, k), odd(epochs, k)[::-1].copy(), odd(epochs), odd(epochs)
+    return CurvatureTrace(np.arange(epochs), *numbers, np.arange(epochs) * 3, 0.01, **BOTH)
+
+
 def sharpness(m: int = 16, rho: float = 0.05, measure: str = "m_sharpness", p: float = 2.0) -> Sharpness:
     return Sharpness(measure, -0.0, np.nan, odd(5), np.array([16.0, 16, 16, 16, 3]), rho, m, p, **BOTH)
 
@@ -86,6 +92,7 @@ def every() -> list[Result]:
     return [
         history(),
         gradients(),
+        curvature(),
         eigen(torch.randn(3, 11, generator=generator)),
         SpectralDensity(np.linspace(-1, 2, 9), odd(9), odd(9), odd(2, 4), odd(2, 4), 0.01, 8, **BOTH),
         TraceEstimate(12.5, np.inf, odd(6), 6, True, 0.05, "hutch++", **BOTH),
