@@ -19,6 +19,7 @@ from sam_core.training import Hook, Trainer
 
 __all__ = ["CurvatureHook"]
 
+_PROBES = 100  # at most, for a trace: near zero, no relative error is ever small
 _COSTS = ("forwards", "gradients", "hvps", "seconds")
 
 
@@ -86,7 +87,9 @@ class CurvatureHook(Hook):
         row: dict[str, Any] = {"epoch": epoch, "values": eigen.values.tolist(), "residuals": eigen.residuals.tolist()}
         trace, stderr, matvecs = np.nan, np.nan, eigen.matvecs
         if self.trace_tol is not None:
-            found = hessian_trace(objective, tol=self.trace_tol, seed=self.seed + epoch, eigenpairs=eigen, progress=False)
+            found = hessian_trace(
+                objective, tol=self.trace_tol, max_matvecs=_PROBES, seed=self.seed + epoch, eigenpairs=eigen, progress=False
+            )
             trace, stderr, matvecs = found.value, found.stderr, matvecs + found.matvecs
         self._rows.append(row | {"trace": float(trace), "trace_stderr": float(stderr), "matvecs": matvecs})
         self._vectors = eigen.vectors.cpu()
