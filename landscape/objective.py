@@ -23,12 +23,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from landscape.batches import Batches, count_examples, leaves, seed_torch
+from landscape.fastforms import Form, images_last, rewrite
 from landscape.provenance import device_name, library_version, names_sha256, tensors_sha256
 from landscape.results.types import Cost, Provenance
 from landscape.stateless import (
     LossCall,
     form_of,
     recurrent_gradients,
+    scalar,
     skeleton_of,
     twice_differentiable,
     undisturbed,
@@ -130,6 +132,7 @@ class Objective:
             loss = copy.deepcopy(loss).to(self.device, self.dtype)
         skeleton = skeleton_of(self.model, batch_norm)
         self._caller = LossCall(skeleton, loss, self.takes)
+        self._callers: dict[Form, LossCall] = {"plain": self._caller}
         self._frozen = [name for name, _ in skeleton.named_parameters() if name not in set(self.names)]
         self._buffers = [name for name, _ in skeleton.named_buffers()]  # batch statistics have replaced some of the model's
         self._written = written_buffers(skeleton)
@@ -179,26 +182,52 @@ class Objective:
 
     # ---- one batch --------------------------------------------------------------------------------------------------
 
-    def batch_loss(self, params: Mapping[str, Tensor], batch: Any, held: Held | None = None) -> Tensor:
-        """Return the mean loss of one batch at `params`: differentiable, and safe under `torch.func` transforms."""
-        return self.batch_loss_and_outputs(params, batch, held)[0]
+    def caller(self, form: Form = "plain") -> LossCall:
+        """Return model and loss as one module without state, in one of the forms of `landscape.fastforms`; not to be written to."""
+        if form not in self._callers:
+            skeleton = skeleton_of(self._caller.model, self.batch_norm)
+            rewrite(skeleton)
+            self._callers["rewritten"] = self._callers["channels_last"] = LossCall(skeleton, self._caller.loss[0], self.takes)
+        return self._callers[form]
 
-    def batch_loss_and_outputs(self, params: Mapping[str, Tensor], batch: Any, held: Held | None = None) -> tuple[Tensor, Any]:
+    def batch_loss(self, params: Mapping[str, Tensor], batch: Any, held: Held | None = None, form: Form = "plain") -> Tensor:
+        """Return the mean loss of one batch at `params`: differentiable, and in the plain form safe under `torch.func` transforms."""
+        return self.batch_loss_and_outputs(params, batch, held, form)[0]
+
+    def batch_loss_and_outputs(
+        self, params: Mapping[str, Tensor], batch: Any, held: Held | None = None, form: Form = "plain"
+    ) -> tuple[Tensor, Any]:
         """Return the mean loss of one batch and the model's outputs (None where the loss takes the model itself)."""
         held = self.held() if held is None else held
+        if form == "channels_last":
+            batch = images_last(batch)
         # Copied for every call, not set back after it: a graph may still need what this call has seen.
         written = {name: b.clone() for name, b in held.written.items()}
         replaced = {f"model.{name}": t for group in (held.fixed, written, params) for name, t in group.items()}
-        loss, outputs = functional_call(self._caller, replaced, (batch,))
+        loss, outputs = functional_call(self.caller(form), replaced, (batch,))
         return (loss / self.weight(batch) if self.reduction == "sum" else loss), outputs
 
-    def bound(self, params: Mapping[str, Tensor]) -> Callable[[Any, int], tuple[Tensor, Any]]:
+    def loss_of_outputs(self, outputs: Any, target: Any, weight: float) -> Tensor:
+        """Return the mean loss of a batch from the model's outputs; `weight` is the batch's, see `weight`.
+
+        Args:
+            outputs: what the model returned.
+            target: what they are compared with.
+            weight: of the batch.
+
+        Returns:
+            The loss, 0-d.
+        """
+        loss = scalar(self._caller.loss[0](outputs, target))
+        return loss / weight if self.reduction == "sum" else loss
+
+    def bound(self, params: Mapping[str, Tensor], form: Form = "plain") -> Callable[[Any, int], tuple[Tensor, Any]]:
         """Return a function from (batch, its number) to (loss, outputs) that reads these very tensors: write into them to move.
 
-        It equals `batch_loss_and_outputs(params, batch)` in a pass of `Batches.seeded`, without what that spends on putting parameters in
-        place at every call.
+        It equals `batch_loss_and_outputs(params, batch, form=form)` in a pass of `Batches.seeded`, without what that spends on putting
+        parameters in place at every call.
         """
-        model, held = self._caller.model, self.held()
+        model, held = self.caller(form).model, self.held()
         now = held.fixed | held.written | {name: params[name].detach() for name in self.names}
         replaced = {id(t): now[name] for tensors in (model.named_parameters(), model.named_buffers()) for name, t in tensors}
         skeleton = skeleton_of(model, self.batch_norm, replaced)
@@ -212,7 +241,7 @@ class Objective:
                 fresh = {identity: b.clone() for identity, b in written.items()}
                 for buffers, key, identity in slots:
                     buffers[key] = fresh[identity]
-            loss, outputs = caller(batch)
+            loss, outputs = caller(images_last(batch) if form == "channels_last" else batch)
             return (loss / self.weight(batch) if self.reduction == "sum" else loss), outputs
 
         return call
@@ -231,6 +260,11 @@ class Objective:
     def weight(self, batch: Any) -> float:
         """Return the weight of a batch in the mean over the data."""
         return float(self._weight(batch))
+
+    @property
+    def weighs_examples(self) -> bool:
+        """Whether batches count by their numbers of examples."""
+        return self._weight is count_examples
 
     @property
     def total_weight(self) -> float:

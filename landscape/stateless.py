@@ -30,7 +30,7 @@ class LossCall(nn.Module):
     def forward(self, batch: Any) -> tuple[Tensor, Any]:
         """Return the loss of a batch, and the outputs where the loss takes outputs."""
         if self.takes == "model":
-            return _scalar(self.loss[0](self.model, batch)), None
+            return scalar(self.loss[0](self.model, batch)), None
         inputs, target = batch
         if isinstance(inputs, Mapping):
             outputs = self.model(**inputs)
@@ -38,10 +38,11 @@ class LossCall(nn.Module):
             outputs = self.model(*inputs)
         else:
             outputs = self.model(inputs)
-        return _scalar(self.loss[0](outputs, target)), outputs
+        return scalar(self.loss[0](outputs, target)), outputs
 
 
-def _scalar(loss: Any) -> Tensor:
+def scalar(loss: Any) -> Tensor:
+    """Return a loss as a tensor without dimensions, or raise ValueError if it is not one number."""
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"loss must return one number per batch, got {got}; use reduction='mean' or call .mean()")

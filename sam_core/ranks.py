@@ -23,6 +23,11 @@ def started_as_group() -> bool:
     return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
+def meeting() -> bool:
+    """Say whether this process has met others: `torch.distributed` is initialised."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def leads() -> bool:
     """Say whether this process is the one that writes and prints: the first of several, or the only one."""
     return not started_as_group() or os.environ["RANK"] == "0"
@@ -93,6 +98,12 @@ def mean_(tensors: Sequence[Tensor], group: Any | None = None) -> None:
         dist.all_reduce(flat, group=group)
         pieces = flat.split([x.numel() for x in bucket])
         torch._foreach_copy_(bucket, [piece.view(x.shape) for piece, x in zip(pieces, bucket, strict=True)])
+
+
+def sum_(tensor: Tensor, group: Any | None = None) -> Tensor:
+    """Overwrite a tensor with its sum over the ranks of `group` (None: all), in one message; every rank gets the same bits."""
+    dist.all_reduce(tensor, group=group)
+    return tensor
 
 
 def taking_part(present: Sequence[bool], device: torch.device, group: Any | None = None) -> list[bool]:

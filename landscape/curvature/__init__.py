@@ -2,7 +2,26 @@
 
 from landscape.curvature.density import spectral_density
 from landscape.curvature.eigen import top_eigenpairs
-from landscape.curvature.operators import DenseOperator, HessianOperator, Operator
+from landscape.curvature.operators import (
+    DenseOperator,
+    EmpiricalFisherOperator,
+    GGNOperator,
+    HessianOperator,
+    MeanOverRanks,
+    MonteCarloFisherOperator,
+    Operator,
+)
 from landscape.curvature.trace import hessian_trace
 
-__all__ = ["DenseOperator", "HessianOperator", "Operator", "hessian_trace", "spectral_density", "top_eigenpairs"]
+__all__ = [
+    "DenseOperator",
+    "EmpiricalFisherOperator",
+    "GGNOperator",
+    "HessianOperator",
+    "MeanOverRanks",
+    "MonteCarloFisherOperator",
+    "Operator",
+    "hessian_trace",
+    "spectral_density",
+    "top_eigenpairs",
+]

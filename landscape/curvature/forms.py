@@ -1,0 +1,151 @@
+"""Which form of a product is the cheapest: measured once, on the first batch, and reported."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from landscape import stateless
+from landscape.batches import leaves, seed_everything
+from landscape.fastforms import Form, candidates
+from landscape.objective import Held, Objective
+
+if TYPE_CHECKING:
+    from landscape.curvature.over_batches import Term
+
+_WORTH_COMPARING = 5e-3  # seconds of a product with one batch: below, the first candidate is taken unseen
+_CLEARLY = 0.85  # another form must take less than this share of the first one's time, so that noise does not choose
+_SEVERAL_CLEARLY = 0.7
+
+_Choice = tuple[Form, dict[str, float]]
+_of_objective: weakref.WeakKeyDictionary[Objective, _Choice] = weakref.WeakKeyDictionary()
+_measured: dict[Any, _Choice] = {}  # by architecture, shapes and machine: one process always chooses alike
+_several: dict[Any, bool] = {}
+
+
+def choose(
+    objective: Objective, point: Mapping[str, Tensor], held: Held, batch: Any, build: Callable[[Form], Term]
+) -> tuple[Form, dict[str, float]]:
+    """Return the form of the model with the cheapest product, and the seconds of those that were compared.
+
+    A form is taken only if it gives the loss and the outputs of the plain model on this batch up to rounding.
+
+    Args:
+        objective: whose loss.
+        point: its parameters.
+        held: what does not vary.
+        batch: the first batch.
+        build: builds what a product with this batch needs, in a form.
+
+    Returns:
+        The form, and seconds by form; none where there was nothing to compare.
+    """
+    if objective in _of_objective:
+        return _of_objective[objective]
+    forms = candidates(objective.model, batch)
+    if forms != ["plain"]:
+        expected = _evaluated(objective, point, held, batch, "plain")
+        forms = [form for form in forms if _same(expected, objective, point, held, batch, form)] or ["plain"]
+    signature = _signature(objective, batch, forms)
+    if signature not in _measured:
+        _measured[signature] = _fastest(forms, build, point, objective.device) if len(forms) > 1 else (forms[0], {})
+    _of_objective[objective] = _measured[signature]
+    return _measured[signature]
+
+
+def _fastest(forms: list[Form], build: Callable[[Form], Term], point: Mapping[str, Tensor], device: torch.device) -> _Choice:
+    seconds: dict[str, float] = {}
+    directions, chosen = list(point.values()), range(len(point))
+    terms: dict[Form, Term] = {}
+    for _ in range(2):  # in turns: machines drift
+        for form in forms:
+            terms[form] = terms[form] if form in terms else build(form)
+            taken = timed(partial(terms[form].products, directions, chosen, release=False, batched=False), device)
+            seconds[form] = min(seconds.get(form, math.inf), taken)
+            if seconds[forms[0]] < _WORTH_COMPARING:
+                return forms[0], {}
+    best = min(forms, key=lambda form: seconds[form])
+    return (best if seconds[best] < _CLEARLY * seconds[forms[0]] else forms[0]), seconds
+
+
+def several_at_once_pay(term: Term, parts: list[Tensor], chosen: Sequence[int], device: torch.device) -> bool:
+    """Tell whether products of several vectors with one batch are clearly cheaper together than one after the other, on a GPU.
+
+    On a CPU they never are by much, for small networks, and are slower for others (`benchmarks/products.py`).
+
+    Args:
+        term: of the batch.
+        parts: the vectors, by parameter, with a first dimension of their number.
+        chosen: numbers of the parameters.
+        device: where they are computed.
+
+    Returns:
+        Whether they are; False where an operation of the model cannot take several.
+    """
+    if device.type == "cpu":
+        return False
+    signature = (type(term), tuple(part.shape for part in parts), device, parts[0].dtype, term.examples, torch.get_num_threads())
+    if signature not in _several:
+
+        def together() -> None:
+            term.products(parts, chosen, release=False, batched=True)
+
+        def single() -> None:
+            term.products([part[0] for part in parts], chosen, release=False, batched=False)
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # PyTorch warns where it takes them one after the other all the same
+                timed(together, device)
+            alone = min(timed(single, device) for _ in range(3))
+            _several[signature] = min(timed(together, device) for _ in range(2)) < _SEVERAL_CLEARLY * alone * len(parts[0])
+        except (RuntimeError, UserWarning):
+            _several[signature] = False
+    return _several[signature]
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that some work takes, on the device, too."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _evaluated(objective: Objective, point: Mapping[str, Tensor], held: Held, batch: Any, form: Form) -> list[Tensor]:
+    with stateless.undisturbed(objective.device), stateless.twice_differentiable():
+        seed_everything(0, objective.device)
+        loss, outputs = objective.batch_loss_and_outputs({name: t.detach() for name, t in point.items()}, batch, held, form)
+    return [loss, *(t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point())]
+
+
+def _same(expected: list[Tensor], objective: Objective, point: Mapping[str, Tensor], held: Held, batch: Any, form: Form) -> bool:
+    try:
+        found = _evaluated(objective, point, held, batch, form)
+    except Exception:  # such as `view` of a tensor with channels last: whatever a model raises
+        return False
+    if len(found) != len(expected):
+        return False
+    tolerance = 3 * math.sqrt(torch.finfo(objective.dtype).eps)
+    differences = [
+        torch.linalg.vector_norm(a - b) <= tolerance * (1e-30 + torch.linalg.vector_norm(b)) for a, b in zip(found, expected, strict=True)
+    ]
+    return bool(torch.stack(differences).all())
+
+
+def _signature(objective: Objective, batch: Any, forms: list[Form]) -> Any:
+    shapes = tuple(tuple(p.shape) for p in objective.parameters.values())
+    inputs = tuple((tuple(t.shape), t.dtype) for t in leaves(batch))
+    return type(objective.model), shapes, inputs, objective.device, objective.dtype, tuple(forms), torch.get_num_threads()
