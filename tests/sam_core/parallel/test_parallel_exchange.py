@@ -82,6 +82,10 @@ def odd(roles: parallel.Roles | None, overlap: bool = True) -> list[Tensor]:
             net.last = nn.Sequential(net.extra, net.last)
             opt.add_param_group({"params": list(net.extra.parameters()), "lr": 0.01})
         opt.step(here, there)
+    hooks = [len(getattr(p, "_post_accumulate_grad_hooks", None) or ()) for p in net.parameters()]
+    assert max(hooks) == (roles is not None), "hooks of an earlier exchange are left"
+    carried = [(p, g) for p, g in zip(opt.parameters(), opt.y_gradient, strict=True) if g is not None]
+    assert roles is None or all(g.stride() == p.stride() for p, g in carried), "sums would run in another order than in one process"
     return weights(net)
 
 
