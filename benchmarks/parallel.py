@@ -243,7 +243,7 @@ def main() -> None:
         text = (
             f"SAMPa on 2 sends {c['bytes']:,.0f} bytes per step and process, {c['bytes'] / c['parameters']:.2f} times the parameters' own. "
             f"The exchange by itself takes {1000 * c['alone']:.2f} ms; a step still waits {1000 * c['waited']:.2f} ms for it once "
-            f"both backward passes are through: {100 * hidden:.0f} % is hidden."
+            f"both backward passes are through: at most {100 * hidden:.0f} % is hidden (packing takes part of backward's time)."
         )
         sections += [f"## {NETS[net]}", table(columns, rows), text]
         ratio = statistics.median(s / t for s, t in zip(seconds["SAM"], seconds["SAMPa on 2"], strict=True))

@@ -151,6 +151,11 @@ def start(device: torch.device | str | None = None, *, roles: int = 2, timeout: 
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         rank = int(os.environ["RANK"])
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
+    if device.type == "cuda" and "gloo" not in dist.get_backend_config():
+        raise ValueError(
+            f"the group of processes has the backend {dist.get_backend_config()!r} alone, and small messages travel between CPUs: "
+            'init_process_group("cpu:gloo,cuda:nccl"), or leave it to start()'
+        )
     ranks = torch.arange(world).reshape(roles, -1)
     # groups of one's own, because those that a mesh makes wait for half an hour whatever the timeout
     groups = []
