@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from landscape import plots
     from landscape.comparison import Comparison, Sizes, compare
-    from landscape.curvature import hessian_trace, spectral_density, top_eigenpairs
+    from landscape.curvature import (
+        DenseOperator,
+        EmpiricalFisherOperator,
+        GGNOperator,
+        HessianOperator,
+        MeanOverRanks,
+        MonteCarloFisherOperator,
+        NotDeterministicError,
+        check_deterministic,
+        hessian_trace,
+        spectral_density,
+        top_eigenpairs,
+    )
     from landscape.curvature.tracking import CurvatureHook
     from landscape.objective import NonFiniteLossError, Objective
     from landscape.results.store import open as open
@@ -26,6 +38,7 @@ __all__ = [
     "Objective",
     "Plane",
     "Sizes",
+    "check_deterministic",
     "compare",
     "eigen_plane",
     "hessian_trace",
@@ -41,7 +54,19 @@ __all__ = [
 
 _NAMES = {
     "comparison": ("Comparison", "Sizes", "compare"),
-    "curvature": ("hessian_trace", "spectral_density", "top_eigenpairs"),
+    "curvature": (
+        "DenseOperator",
+        "EmpiricalFisherOperator",
+        "GGNOperator",
+        "HessianOperator",
+        "MeanOverRanks",
+        "MonteCarloFisherOperator",
+        "NotDeterministicError",
+        "check_deterministic",
+        "hessian_trace",
+        "spectral_density",
+        "top_eigenpairs",
+    ),
     "curvature.tracking": ("CurvatureHook",),
     "objective": ("NonFiniteLossError", "Objective"),
     "results.store": ("open", "save"),

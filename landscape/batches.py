@@ -184,6 +184,11 @@ class Batches:
             return leaf.to(device=self.device, dtype=dtype or leaf.dtype, non_blocking=True)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether the data are tensors: every pass reads the same memory."""
+        return self._whole is not None
+
+    @property
     def examples(self) -> int:
         """Number of examples in one pass."""
         if self._examples is None:

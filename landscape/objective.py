@@ -399,6 +399,10 @@ class Objective:
             self._fingerprint = now, float(self._evaluated(self.parameters)[0].loss)  # bookkeeping: no part of any result's cost
         return self._fingerprint[1]
 
+    def remember_loss(self, value: float) -> None:
+        """Take note of the loss at the model's parameters as they are now, for those who have computed it: `loss_at_parameters`."""
+        self._fingerprint = self.parameter_sha256, value
+
     def provenance(self, seed: int | None = None) -> Provenance:
         """Return what results of this objective were computed on; once for every state of the model this takes a forward pass."""
         return Provenance(

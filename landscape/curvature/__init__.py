@@ -1,6 +1,7 @@
 """Curvature: operators and what is computed from their products."""
 
 from landscape.curvature.density import spectral_density
+from landscape.curvature.determinism import NotDeterministicError, check_deterministic
 from landscape.curvature.eigen import top_eigenpairs
 from landscape.curvature.operators import (
     DenseOperator,
@@ -18,9 +19,11 @@ __all__ = [
     "EmpiricalFisherOperator",
     "GGNOperator",
     "HessianOperator",
+    "NotDeterministicError",
     "MeanOverRanks",
     "MonteCarloFisherOperator",
     "Operator",
+    "check_deterministic",
     "hessian_trace",
     "spectral_density",
     "top_eigenpairs",

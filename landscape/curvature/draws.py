@@ -29,13 +29,14 @@ def uniforms(seed: int, first: int, shape: tuple[int, ...], draws: int, device: 
     def counted(start: int, count: int) -> Tensor:
         return torch.arange(start, start + count, dtype=torch.int64, device=device)
 
-    key = int(_mix(torch.tensor([seed % 2**63])))
-    rows = _mix(_mix(counted(0, draws) ^ key)[:, None] + counted(first, shape[0]))  # wraps around, as it should
-    bits = _mix(rows[:, :, None] + counted(1, math.prod(shape[1:])) * _GOLDEN)
+    key = int(mix(torch.tensor([seed % 2**63])))
+    rows = mix(mix(counted(0, draws) ^ key)[:, None] + counted(first, shape[0]))  # wraps around, as it should
+    bits = mix(rows[:, :, None] + counted(1, math.prod(shape[1:])) * _GOLDEN)
     return (((bits >> 12) & (2**52 - 1)).double() + 0.5).mul_(2.0**-52).view(draws, *shape)
 
 
-def _mix(z: Tensor) -> Tensor:
+def mix(z: Tensor) -> Tensor:
+    """Return SplitMix64's scrambling of integers (int64): a bijection in which every bit depends on every other."""
     z = z + _GOLDEN
     z = (z ^ ((z >> 30) & (2**34 - 1))) * _FIRST
     z = (z ^ ((z >> 27) & (2**37 - 1))) * _SECOND

@@ -65,14 +65,14 @@ def choose(
 def _fastest(forms: list[Form], build: Callable[[Form], Term], point: Mapping[str, Tensor], device: torch.device) -> _Choice:
     seconds: dict[str, float] = {}
     directions, chosen = list(point.values()), range(len(point))
-    terms: dict[Form, Term] = {}
-    for _ in range(2):  # in turns: machines drift
-        for form in forms:
-            terms[form] = terms[form] if form in terms else build(form)
-            taken = timed(partial(terms[form].products, directions, chosen, release=False, batched=False), device)
-            seconds[form] = min(seconds.get(form, math.inf), taken)
-            if seconds[forms[0]] < _WORTH_COMPARING:
-                return forms[0], {}
+    for form in forms:
+        term = build(form)
+        product = partial(term.products, directions, chosen, release=False, batched=False)
+        product()  # kernels are chosen in a first call
+        seconds[form] = min(timed(product, device) for _ in range(2))
+        if seconds[forms[0]] < _WORTH_COMPARING:
+            return forms[0], {}
+        del term, product  # before the next one is built
     best = min(forms, key=lambda form: seconds[form])
     return (best if seconds[best] < _CLEARLY * seconds[forms[0]] else forms[0]), seconds
 
