@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -47,7 +48,7 @@ class OverBatches(Operator):
     r"""A mean over the batches of a data set, A = sum_b n_b A_b / sum_b n_b, at one point.
 
     The graph of a batch is kept for the next product while the graphs kept fit in `memory_budget`; beyond it they are rebuilt, one batch
-    at a time. The model is rewritten into the cheapest of its equal forms, chosen once on the first batch: see `form` and `seconds`. The
+    at a time. The model is rewritten into the cheapest of its equal forms, chosen once on a few examples: see `form` and `seconds`. The
     point and the buffers are copied: training these parameters afterwards does not move the operator.
 
     Args:
@@ -55,7 +56,7 @@ class OverBatches(Operator):
         params: the point, by parameter name; the model's own parameters by default.
         memory_budget: bytes that kept graphs may take. None allows 2 GiB, or half of the free memory of a GPU; 0 keeps nothing.
         form: which form of the model to use: "plain" as it is, "rewritten" with cheaper convolutions and normalisations, "channels_last" in
-            this layout, too. All give the same product up to rounding. None takes the one that is fastest on the first batch; name it to
+            this layout, too. All give the same product up to rounding. None takes the one that is fastest on a few examples; name it to
             get the same bits on another day.
         at_once: whether `matmat` sends several vectors through a graph at once; None measures, on a GPU, whether that pays.
 
@@ -91,7 +92,7 @@ class OverBatches(Operator):
             self._held = objective.held()
         self.point = {name: leaf.detach() for name, leaf in zip(objective.names, self._leaves, strict=True)}
         self.form = form
-        self.seconds: dict[str, float] = {}  # of a product with the first batch in the forms that were compared
+        self.seconds: dict[str, float] = {}  # of a product with a few examples, in the forms that were compared
         self.memory_budget = default_budget(self.device) if memory_budget is None else memory_budget
         self.memory_kept = 0  # bytes
         self._kept: list[Term] = []  # of the first batches
@@ -194,7 +195,7 @@ class OverBatches(Operator):
 
     def _choose_form(self, batch: Any) -> None:
         if self.form is None:
-            self.form, self.seconds = choose(self._of, self.point or {}, self._held, batch, lambda form: self._built(0, batch, form))
+            self.form, self.seconds = choose(self._of, self.point or {}, self._held, batch, partial(self._built, 0))
 
     def _explain_not_finite(self, parts: list[Tensor], chosen: Sequence[int]) -> None:
         names = self._of.names
@@ -245,7 +246,7 @@ class OverBatches(Operator):
     def __repr__(self) -> str:
         kept = f"{len(self._kept)} graphs kept ({self.memory_kept / 2**20:,.1f} MiB)"
         compared = ", ".join(f"{form} {seconds * 1e3:.1f} ms" for form, seconds in self.seconds.items())
-        return f"{super().__repr__()[:-1]}, form {self.form}{f' ({compared} on the first batch)' if compared else ''}, {kept}>"
+        return f"{super().__repr__()[:-1]}, form {self.form}{f' ({compared} on a few examples)' if compared else ''}, {kept}>"
 
 
 class Block(Operator):
