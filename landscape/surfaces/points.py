@@ -1,10 +1,12 @@
 """Evaluates points of a plane on one batch.
 
-Every way to do it is a function of (batch, its number, points), and agrees with the plain one, `PointLoop`.
+Every way to do it is a function of (batch, its number, points), and agrees with the plain one, `PointLoop`. `fastest` measures once which
+of them a network and a machine like best.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -12,8 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from landscape.fastforms import Form, candidates, images_last
 from landscape.objective import Objective, Parameters
 from landscape.surfaces.directions import Plane
+from landscape.surfaces.together import Together, chain_of
 
 Point = tuple[float, float]
 
@@ -32,14 +36,14 @@ class Evaluator(Protocol):
 class PointLoop:
     """One point after another: the parameters are formed in place in one vector that the model reads, and nothing waits for the host."""
 
-    def __init__(self, objective: Objective, plane: Plane, dimensions: int) -> None:
-        self._objective = objective
+    def __init__(self, objective: Objective, plane: Plane, dimensions: int, form: Form = "plain") -> None:
+        self._objective, self._form = objective, form
         like = objective.parameters
         self._vectors, self.point = _flatten(plane.origin, like)
         self._origin, *self._directions = (_flatten(t, like)[0] for t in (plane.origin, *plane.directions[:dimensions]))
         self._row = self._origin if dimensions == 1 else [torch.empty_like(o) for o in self._origin]
         self._row_at: float | None = None if dimensions == 2 else 0.0
-        self._call = objective.bound(self.point)
+        self._call = objective.bound(self.point, form)
 
     def move(self, x: float, y: float) -> None:
         """Write origin + x d0 + y d1 into `point`, rounded as `Plane.at` rounds it; the part of a row is kept for its points."""
@@ -53,6 +57,7 @@ class PointLoop:
     def __call__(self, batch: Any, index: int, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
         """Evaluate one point after another."""
         losses, rights = [], []
+        batch = images_last(batch) if self._form == "channels_last" else batch  # once for all points
         for x, y in points:
             self.move(x, y)
             loss, outputs = self._call(batch, index)
@@ -60,6 +65,82 @@ class PointLoop:
             rights.append(self._objective.batch_correct(outputs, batch))
         found = [right for right in rights if right is not None]
         return torch.stack(losses).double(), torch.stack(found).double() if len(found) == len(rights) else None
+
+
+def ways(objective: Objective, batch: Any) -> list[str]:
+    """Return the ways that there are for a network and batches like this one: "together", or a form of the model for the loop."""
+    found: list[str] = ["plain"]
+    if objective.batch_norm == "eval":
+        found += [form for form in candidates(objective.model, batch) if form != "plain"]
+    return [*found, "together"] if chain_of(objective) is not None else found
+
+
+def evaluator(objective: Objective, plane: Plane, dimensions: int, way: str) -> Evaluator:
+    """Return what evaluates points in one of the `ways`."""
+    if way == "together":
+        layers = chain_of(objective)
+        assert layers is not None
+        return Together(objective, plane, dimensions, layers)
+    return PointLoop(objective, plane, dimensions, way)  # type: ignore[arg-type]
+
+
+def fastest(objective: Objective, plane: Plane, dimensions: int, batch: Any, points: Sequence[Point]) -> tuple[str, dict[str, float]]:
+    """Return the way that takes the least time on a batch, and the seconds per point of each that was compared.
+
+    A way counts only if it gives the losses of the plain loop at the corners and in the middle of `points`, to 1e-5 in float32 and 1e-10 in
+    float64. Call it where random numbers are put back and nothing is differentiated (`stateless.undisturbed`).
+
+    Args:
+        objective: the loss.
+        plane: the plane.
+        dimensions: 1 on a line.
+        batch: the first batch.
+        points: some of the points.
+
+    Returns:
+        The way and the times, none where there is but one.
+    """
+    found = ways(objective, batch)
+    if len(found) == 1:
+        return found[0], {}
+    shown = [points[0], points[len(points) // 2], points[-1]]
+    runs = {way: evaluator(objective, plane, dimensions, way) for way in found}
+    expected, right = runs["plain"](batch, 0, shown)
+    tolerance = _AGREE.get(objective.dtype, 1e-2)
+    seconds: dict[str, float] = {}
+    for way, run in runs.items():
+        losses, rights = run(batch, 0, shown)
+        alike = torch.allclose(losses, expected, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
+        if way == "plain" or (alike and (rights is None) == (right is None)):
+            seconds[way] = _clocked(run, batch, points, objective.device)
+    best = min(seconds, key=lambda way: seconds[way])
+    # noise does not choose: what is not clearly faster stays
+    return (best if seconds[best] < _CLEARLY * seconds["plain"] else "plain"), seconds
+
+
+_AGREE = {torch.float64: 1e-10, torch.float32: 1e-5}
+_CLEARLY = 0.9
+_MEASURED_SECONDS = 0.02
+
+
+def _clocked(run: Evaluator, batch: Any, points: Sequence[Point], device: torch.device) -> float:
+    """Return the seconds that a point takes: the best of three turns of as many points as fill a moment."""
+    count, best = 1, float("inf")
+    turns = 3
+    while turns:
+        chosen = [points[i % len(points)] for i in range(count)]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        run(batch, 0, chosen)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent = time.perf_counter() - start
+        if spent < _MEASURED_SECONDS and count < 256:
+            count *= 4
+            continue
+        best, turns = min(best, spent / count), turns - 1
+    return best
 
 
 def _flatten(tensors: Parameters, like: Parameters) -> tuple[list[Tensor], Parameters]:

@@ -1,0 +1,181 @@
+"""Many points of a plane at once, for networks that are a chain of linear layers and functions of single numbers.
+
+For such a network one point is so little work that most of its time goes into starting kernels. Here the weights of g points are stacked,
+and each layer is one batched matrix product. The first layer is linear in the weights: its products with origin and directions are
+computed once for a batch, and their sums are all that is left of it for a point.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from landscape.batches import untouched_random_state
+from landscape.objective import Objective
+from landscape.stateless import skeleton_of
+from landscape.surfaces.directions import Plane
+
+# Functions of single numbers: the same on stacked points.
+_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Softsign,
+    nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanhshrink, nn.Identity,
+)  # fmt: skip
+_FUNCTIONS = (
+    torch.tanh, torch.relu, torch.sigmoid, F.relu, F.gelu, F.silu, F.elu, F.leaky_relu, F.selu, F.softplus, F.mish, F.hardtanh, F.hardswish,
+    F.tanh, F.sigmoid, torch.sin, torch.cos, torch.exp, torch.square, torch.abs,
+)  # fmt: skip
+_METHODS = ("tanh", "relu", "sigmoid", "sin", "cos", "exp", "square", "abs")
+
+# Numbers of one layer's outputs over all points of a group: they should stay in a cache.
+_CPU_ELEMENTS, _GPU_ELEMENTS = 2**18, 2**26
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer by the names of its parameters, or a function of single numbers."""
+
+    weight: str = ""
+    bias: str = ""
+    function: Callable[[Tensor], Tensor] | None = None
+
+
+def chain_of(objective: Objective) -> list[Layer] | None:
+    """Return the layers of a network that takes one tensor through a chain of them, beginning with a linear one; else None.
+
+    Symbolic tracing proves it; a network that decides by its inputs, draws, or has hooks is none. Flattening may come first.
+    """
+    model = objective.model
+    if objective.takes != "outputs" or any(
+        getattr(m, name) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    ):
+        return None
+    copied = skeleton_of(model, objective.batch_norm)
+    try:
+        with warnings.catch_warnings(), untouched_random_state(torch.device("cpu")):
+            warnings.simplefilter("ignore")
+            nodes = list(fx.Tracer().trace(copied).nodes)
+    except Exception:  # whatever a model raises that meets no tensors
+        return None
+    if sum(node.op == "placeholder" for node in nodes) != 1 or nodes[-1].args[0] is not nodes[-2]:
+        return None
+    modules, names = dict(copied.named_modules()), {id(p): name for name, p in copied.named_parameters()}
+    layers: list[Layer] = []
+    for before, node in zip(nodes[:-2], nodes[1:-1], strict=True):
+        if not node.args or node.args[0] is not before or len(before.users) != 1 or any(isinstance(a, fx.Node) for a in node.args[1:]):
+            return None
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        flattens = (type(module) is nn.Flatten and module.start_dim == 1 and module.end_dim == -1) or (
+            node.op == "call_function" and node.target is torch.flatten and node.args[1:] == (1,) and not node.kwargs
+        ) or (node.op == "call_method" and node.target == "flatten" and node.args[1:] == (1,) and not node.kwargs)  # fmt: skip
+        if flattens and not layers:
+            continue
+        if type(module) is nn.Linear:
+            layers.append(Layer(names[id(module.weight)], "" if module.bias is None else names[id(module.bias)]))
+        elif type(module) in _MODULES or type(module) is nn.Dropout:
+            layers.append(Layer(function=nn.Identity() if type(module) is nn.Dropout else module))
+        elif node.op == "call_function" and node.target in _FUNCTIONS:
+            layers.append(Layer(function=_with(node.target, node.args[1:], node.kwargs)))
+        elif node.op == "call_method" and node.target in _METHODS and not node.args[1:]:
+            layers.append(Layer(function=getattr(torch, str(node.target))))
+        else:
+            return None
+    linear = [layer for layer in layers if layer.weight]
+    return layers if linear and layers[0].weight else None
+
+
+def _with(function: Callable[..., Tensor], arguments: tuple[Any, ...], named: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    return lambda x: function(x, *arguments, **{k: v for k, v in named.items() if k != "inplace"})
+
+
+class Together:
+    """Groups of points at once; see `points.Evaluator`.
+
+    Args:
+        objective: of a network that is a chain.
+        plane: the plane.
+        dimensions: 1 on a line.
+        layers: of the network, from `chain_of`.
+    """
+
+    def __init__(self, objective: Objective, plane: Plane, dimensions: int, layers: Sequence[Layer]) -> None:
+        self._objective, self._layers = objective, layers
+        held = objective.held().fixed
+        directions = plane.directions[:dimensions]
+        like = objective.parameters
+
+        def stacked(name: str) -> Tensor:
+            """Return (1 + dimensions, ...): origin and directions of a parameter; a frozen one does not move."""
+            if name in held:
+                return torch.stack([held[name], *(torch.zeros_like(held[name]) for _ in directions)])
+            return torch.stack([part[name].to(like[name].device, like[name].dtype) for part in (plane.origin, *directions)])
+
+        self._parts = [(stacked(layer.weight), stacked(layer.bias) if layer.bias else None) if layer.weight else None for layer in layers]
+        widest = max(int(part[0].shape[1]) for part in self._parts if part is not None)
+        elements = _GPU_ELEMENTS if objective.device.type == "cuda" else _CPU_ELEMENTS
+        self._numbers = max(1, elements // widest)  # examples times points in a group
+        self._loss = torch.func.vmap(lambda outputs, target, weight: objective.loss_of_outputs(outputs, target, weight), (0, None, None))
+        self._first: tuple[int, int, Tensor] | None = None  # of which batch, and its products with the first layer
+
+    def __call__(self, batch: Any, index: int, points: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor | None]:
+        """Evaluate groups of points."""
+        inputs, target = batch
+        x = inputs.flatten(1)
+        size = max(1, self._numbers // len(x))
+        losses, rights = [], []
+        for start in range(0, len(points), size):
+            outputs = self._outputs(x, index, points[start : start + size])
+            losses.append(self._losses(outputs, target, batch))
+            found = [self._objective.batch_correct(o, batch) for o in outputs.unbind()] if not self._plain_classes(target) else None
+            rights.append((outputs.argmax(2) == target).sum(1) if found is None else _stacked(found))
+        known = [right for right in rights if right is not None]
+        return torch.cat(losses).double(), torch.cat(known).double() if len(known) == len(rights) else None
+
+    def _plain_classes(self, target: Any) -> bool:
+        return isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point() and self._objective._classification
+
+    def _losses(self, outputs: Tensor, target: Any, batch: Any) -> Tensor:
+        if self._objective.loss_function is F.cross_entropy and self._objective.reduction == "mean" and self._plain_classes(target):
+            found = F.cross_entropy(outputs.flatten(0, 1), target.repeat(len(outputs)), reduction="none")
+            return found.view(len(outputs), -1).mean(1)
+        return self._loss(outputs, target, self._objective.weight(batch))
+
+    def _outputs(self, x: Tensor, index: int, points: Sequence[tuple[float, float]]) -> Tensor:
+        """Return the outputs (g, n, c) of g points."""
+        at = torch.tensor([(1.0, *point) for point in points], dtype=torch.float64)[:, : len(self._parts[0][0])]  # type: ignore[index]
+        at = at.to(x.device, self._parts[0][0].dtype)  # type: ignore[index]
+        h: Tensor | None = None
+        for layer, part in zip(self._layers, self._parts, strict=True):
+            if part is None:
+                assert h is not None and layer.function is not None
+                h = layer.function(h)
+                continue
+            weight, bias = part
+            if h is None:
+                flat = self._products(x, index, weight, bias).flatten(1)
+                h = (at @ flat).view(len(points), len(x), -1)
+                continue
+            w = (at @ weight.flatten(1)).view(len(points), *weight.shape[1:])
+            if bias is None:
+                h = torch.bmm(h, w.mT)
+            else:
+                h = torch.baddbmm((at @ bias)[:, None], h, w.mT)
+        assert h is not None
+        return h
+
+    def _products(self, x: Tensor, index: int, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return (1 + dimensions, n, h): the first layer at the origin and along the directions, once for a batch."""
+        if self._first is None or self._first[:2] != (index, x.data_ptr()):
+            found = torch.matmul(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x.expand(len(weight), *x.shape), weight.mT)
+            self._first = index, x.data_ptr(), found
+        return self._first[2]
+
+
+def _stacked(found: Sequence[Tensor | None]) -> Tensor | None:
+    known = [right for right in found if right is not None]
+    return torch.stack(known) if len(known) == len(found) else None

@@ -1,0 +1,114 @@
+"""Every way to evaluate points agrees with the plain loop, and the choice among them changes nothing."""
+
+import pytest
+import torch
+from problems import NETWORKS, network
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from landscape.objective import Objective
+from landscape.stateless import undisturbed
+from landscape.surfaces import random_plane
+from landscape.surfaces.points import evaluator, fastest, ways
+from landscape.surfaces.together import chain_of
+from sam_core import models
+
+POINTS = [(x / 3, y / 2 - 1) for x in range(-3, 4) for y in range(4)]
+
+
+class Written(nn.Module):
+    """A chain in words of its own: a frozen layer, one without bias, functions, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(12, 7), nn.Linear(7, 6, bias=False), nn.Linear(6, 3)
+        self.one.requires_grad_(False)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.flatten(x, 1)
+        x = F.gelu(self.one(x), approximate="tanh")
+        x = self.drop(self.two(x)).tanh()
+        return self.three(F.leaky_relu(x, 0.3))
+
+
+def written() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return Written(), torch.randn(11, 3, 4), torch.randint(0, 3, (11,))
+
+
+def agree(objective: Objective, dimensions: int = 2, tolerance: float = 1e-10) -> list[str]:
+    plane = random_plane(objective, seed=3)
+    points = POINTS if dimensions == 2 else [(x, 0.0) for x, _ in POINTS]
+    with undisturbed(objective.device):
+        for index, batch in objective.batches.seeded():
+            expected, right = evaluator(objective, plane, dimensions, "plain")(batch, index, points)
+            for way in ways(objective, batch):
+                losses, rights = evaluator(objective, plane, dimensions, way)(batch, index, points)
+                torch.testing.assert_close(losses, expected, rtol=tolerance, atol=tolerance * 1e-2)
+                assert (right is None) == (rights is None)
+                if right is not None:
+                    assert torch.equal(right, rights)
+    return ways(objective, batch)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("kind", [*NETWORKS, "written", "resnet20", "vit_tiny"])
+def test_every_way_gives_the_losses_of_the_plain_loop(kind: str, dtype: torch.dtype, tolerance: float) -> None:
+    if kind == "written":
+        model, x, y = written()
+        objective = Objective(model.to(dtype), F.cross_entropy, (x.to(dtype), y), batch_size=4)
+    elif kind in NETWORKS:
+        objective = Objective(*network(kind, dtype=dtype), batch_size=5)
+    else:
+        torch.manual_seed(0)
+        net = models.make(kind, 10, 3, image_size=32).to(dtype)
+        objective = Objective(net, F.cross_entropy, (torch.randn(3, 3, 32, 32, dtype=dtype), torch.arange(3)), batch_size=2)
+    found = agree(objective, tolerance=tolerance)
+    expected = {"cnn": "channels_last", "resnet20": "channels_last", "written": "together"}.get(kind, "plain")
+    assert expected in found
+
+
+def test_a_line_other_losses_and_regression() -> None:
+    model, x, y = written()
+    model, x = model.double(), x.double()
+    assert "together" in agree(Objective(model, F.cross_entropy, (x, y), batch_size=4), dimensions=1)
+    smoothed = nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert "together" in agree(Objective(model, smoothed, (x, y), batch_size=4))
+    assert "together" in agree(Objective(model, F.mse_loss, (x, torch.randn(11, 3, dtype=torch.float64)), batch_size=4))
+    summed = Objective(model, lambda outputs, target: F.cross_entropy(outputs, target, reduction="sum"), (x, y), reduction="sum")
+    assert "together" in agree(summed)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)),
+        nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 3)),
+        nn.Sequential(nn.Tanh(), nn.Linear(4, 3)),
+        nn.Sequential(nn.Linear(4, 4), nn.Flatten(0), nn.Linear(44, 3)),
+    ],
+    ids=["layer norm", "softmax", "not linear first", "across examples"],
+)
+def test_what_is_no_chain_is_left_to_the_loop(model: nn.Module) -> None:
+    data = (torch.randn(11, 4), torch.arange(11) % 3)
+    assert chain_of(Objective(model, F.cross_entropy, data)) is None
+
+
+def test_hooks_are_part_of_the_model() -> None:
+    model, x, y = written()
+    model.two.register_forward_hook(lambda module, given, output: output * 2)
+    assert ways(Objective(model, F.cross_entropy, (x, y)), (x, y)) == ["plain"]
+
+
+def test_a_way_that_is_wrong_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = written()
+    objective = Objective(model, F.cross_entropy, (x, y))
+    plane = random_plane(objective)
+    with undisturbed(objective.device):
+        way, seconds = fastest(objective, plane, 2, (x, y), POINTS)
+        assert set(seconds) == {"plain", "together"} and way == min(seconds, key=seconds.get) or way == "plain"
+        layers = chain_of(objective)
+        assert layers is not None
+        monkeypatch.setattr("landscape.surfaces.points.chain_of", lambda of: [*layers[:1], *layers[2:]])  # a function is lost
+        assert fastest(objective, plane, 2, (x, y), POINTS)[0] == "plain"
