@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from landscape.curvature.complement import Counted, Known, inside
+from landscape.curvature.complement import Counted
 from landscape.curvature.deflation import Deflated, HutchPlusPlus
+from landscape.curvature.given import Given
 from landscape.curvature.hutchinson import MIN_PROBES, Hutchinson
 from landscape.curvature.lanczos import generator_for
 from landscape.curvature.operators import Operator, as_operator, undisturbed
 from landscape.curvature.xtrace import XTrace
 from landscape.objective import Objective
 from landscape.progress import progress as progress_bar
-from landscape.provenance import differing
 from landscape.results.types import Cost, Eigenpairs, Provenance, TraceEstimate
 
 Method = Literal["deflated", "hutchinson", "hutch++", "xtrace"]
 
 _METHODS = ("deflated", "hutchinson", "hutch++", "xtrace")
-_WORDS = {"parameter_sha256": "weights", "data_sha256": "data", "varied_sha256": "choice of parameters", "loss_at_parameters": "loss"}
 
 
 def hessian_trace(
@@ -78,7 +75,7 @@ def hessian_trace(
     operator = as_operator(of)
     n, objective = operator.size, operator.objective
     provenance = objective.provenance(seed) if objective else Provenance()
-    given = None if eigenpairs is None else _Given(eigenpairs, operator, provenance)
+    given = None if eigenpairs is None else Given(eigenpairs, operator, provenance)
     meter = objective.meter() if objective else None
     exact: tuple[float, float] | None = None
     with undisturbed(operator), progress_bar(None, "trace", "product", show=progress) as bar:
@@ -112,10 +109,10 @@ def hessian_trace(
     )
 
 
-def _estimator(method: str, operator: Counted, seed: int, given: _Given | None, memory_budget: float) -> Hutchinson | XTrace:
+def _estimator(method: str, operator: Counted, seed: int, given: Given | None, memory_budget: float) -> Hutchinson | XTrace:
     generator = generator_for(operator, seed)
     if method == "deflated":
-        return Deflated(operator, generator, given.known if given else None, given.checked if given else None, memory_budget)
+        return Deflated(operator, generator, given.known if given else None, given.known_after if given else None, memory_budget)
     if method == "hutch++":
         return HutchPlusPlus(operator, generator, memory_budget)
     return XTrace(operator, generator) if method == "xtrace" else Hutchinson(operator, generator)
@@ -127,68 +124,3 @@ def _sum_of_diagonal(operator: Counted) -> tuple[float, float]:
     diagonal = torch.cat([operator.matmat(columns).mul_(columns).sum(0, dtype=torch.float64) for columns in basis.split(32, 1)])
     rounding = 10 * torch.finfo(operator.dtype).eps * diagonal.abs().sum()
     return float(diagonal.sum()), float(rounding)
-
-
-class _Given:
-    """Eigenpairs that came from outside."""
-
-    def __init__(self, eigenpairs: Eigenpairs, operator: Operator, now: Provenance) -> None:
-        self.eigenpairs = eigenpairs
-        self.vectors = _vectors(eigenpairs, operator)
-        self.proven = _belongs(eigenpairs, operator, now)
-        basis, projected = eigenpairs.basis, eigenpairs.projected
-        if basis is None or projected is None:
-            self.known = Known(self.vectors, np.diag(eigenpairs.values))
-        else:
-            self.known = Known(basis.to(operator.device, torch.promote_types(operator.dtype, torch.float32)), projected)
-
-    def checked(self, operator: Counted, probes: Tensor, products: Tensor) -> Known:
-        """Return what is known of the operator on the span of the vectors, having compared it with a few products H z.
-
-        v . H z = lambda v . z up to the residual, for an eigenvector v of this operator: a look that costs no product.
-
-        Raises:
-            ValueError: The eigenpairs are of the same weights, data and loss, but of another operator.
-        """
-        pairs, vectors, basis = self.eigenpairs, self.vectors, self.known.basis
-        there, here = inside(probes, vectors).double().cpu().numpy(), inside(products, vectors).double().cpu().numpy()
-        noise = 100 * torch.finfo(operator.dtype).eps * float(torch.linalg.vector_norm(products, dim=0).max())
-        fits = np.abs(here - pairs.values[:, None] * there) <= 10 * pairs.residuals[:, None] + noise
-        gram = torch.stack([basis @ row for row in basis])
-        orthonormal = bool((gram - torch.eye(len(basis), dtype=basis.dtype, device=basis.device)).abs().max() < 1e-3)
-        if fits.all() and orthonormal and self.proven is not False:
-            return self.known
-        if self.proven:
-            raise ValueError("eigenpairs belongs to another operator of the same loss: compute it with top_eigenpairs on this one")
-        wide = torch.promote_types(vectors.dtype, torch.float32)
-        vectors = torch.linalg.qr(vectors.T.to(wide)).Q.T.contiguous()
-        images = operator.matmat(vectors.T.to(operator.dtype))
-        projected = inside(images, vectors).double().cpu().numpy()
-        return Known(vectors, (projected + projected.T) / 2)
-
-
-def _vectors(eigenpairs: Eigenpairs, operator: Operator) -> Tensor:
-    """Return the eigenvectors (k, n) where the operator is."""
-    if eigenpairs.vectors is None:
-        raise ValueError("eigenpairs holds no vectors; compute it with top_eigenpairs and pass it on unsaved, or saved with its vectors")
-    if eigenpairs.vectors.shape[1] != operator.size:
-        raise ValueError(f"eigenpairs has vectors of length {eigenpairs.vectors.shape[1]}, the operator has size {operator.size}")
-    return eigenpairs.vectors.to(operator.device, torch.promote_types(operator.dtype, torch.float32))
-
-
-def _belongs(eigenpairs: Eigenpairs, operator: Operator, now: Provenance) -> bool | None:
-    """Tell whether weights, data and loss are the eigenpairs' own; None where nothing is written down about them."""
-    then, there, here = eigenpairs.provenance, eigenpairs.point, operator.point
-    if operator.objective is None or here is None or not then.parameter_sha256:
-        return None
-    own = operator.objective.parameters
-    differ = [_WORDS.get(name, name) for name in differing(then, now) if name not in ("dtype", "device")]
-    if there is not None and then.dtype == now.dtype and not _equal(there, here):
-        differ.append("point")
-    if differ:
-        raise ValueError(f"eigenpairs belongs to another operator (other {', '.join(differ)}): compute it with top_eigenpairs on this one")
-    return then.dtype == now.dtype and (there is not None or _equal(own, here))
-
-
-def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return list(one) == list(other) and all(torch.equal(p.to(other[name].device), other[name]) for name, p in one.items())

@@ -186,6 +186,9 @@ LAYOUTS: tuple[Layout, ...] = (
             Variable("stderr", "stderr", ("lambda",), "standard error of the density over probes"),
             Variable("ritz_value", "nodes", ("probe", "ritz"), "Ritz value of a probe"),
             Variable("ritz_weight", "weights", ("probe", "ritz"), "weight of a Ritz value; a probe's weights sum to one"),
+            _index("outlier", "index of the outlier", optional=True),
+            Variable("outlier_value", "outliers", ("outlier",), "eigenvalue that lies apart from all others", optional=True),
+            Variable("share_stderr", "share_stderr", (), "largest standard error of the share of eigenvalues below a value", optional=True),
         ),
         (
             Attribute("sigma", "float", "width of the Gaussian with which each Ritz value is drawn"),

@@ -132,10 +132,15 @@ class SpectralDensity(Result):
     weights: Array  # (probes, steps) their weights; each row sums to one
     sigma: float  # width of the Gaussian that each Ritz value is drawn with
     matvecs: int
+    outliers: Array | None = None  # (k,) eigenvalues that lie apart from all others, known one by one; None where nobody looked
+    share_stderr: float | None = None  # the largest standard error, over probes, of the share of eigenvalues below any value
 
     def summary(self) -> str:
-        """Return the range of the spectrum."""
-        return f"Ritz values {self.nodes.min():.4g} ... {self.nodes.max():.4g} from {self.nodes.shape[0]} probes"
+        """Return the range of the spectrum, what lies apart, and how well shares of eigenvalues are known."""
+        text = f"Ritz values {self.nodes.min():.4g} ... {self.nodes.max():.4g} from {self.nodes.shape[0]} probes"
+        if self.outliers is not None:
+            text += f", {len(self.outliers)} outlier{'' if len(self.outliers) == 1 else 's'}"
+        return text if self.share_stderr is None else f"{text}, shares ± {self.share_stderr:.1g}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
