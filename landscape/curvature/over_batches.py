@@ -91,6 +91,7 @@ class OverBatches(Operator):
             self._leaves = [params[name].detach().clone().requires_grad_() for name in objective.names]
             self._held = objective.held()
         self.point = {name: leaf.detach() for name, leaf in zip(objective.names, self._leaves, strict=True)}
+        self._leaves_last: list[Tensor] | None = None  # laid out with channels last
         self.form = form
         self.seconds: dict[str, float] = {}  # of a product with a few examples, in the forms that were compared
         self.memory_budget = default_budget(self.device) if memory_budget is None else memory_budget
@@ -183,7 +184,9 @@ class OverBatches(Operator):
         device = self._of.device
         point = self._leaves
         if form == "channels_last":
-            point = [channels_last(leaf.detach()).requires_grad_() if leaf.ndim == 4 else leaf for leaf in point]
+            if self._leaves_last is None:  # one copy for all batches
+                self._leaves_last = [channels_last(leaf.detach()).requires_grad_() if leaf.ndim == 4 else leaf for leaf in point]
+            point = self._leaves_last
         with (
             stateless.undisturbed(device),
             torch.enable_grad(),
