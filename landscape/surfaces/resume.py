@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from landscape.provenance import same_loss
 from landscape.results import store
@@ -19,9 +20,11 @@ SUMS = ("first_loss", "n_loss", "nn_loss", "nn_loss_squared", "right_answers")  
 
 
 class State(NamedTuple):
-    """How far a surface has come: batches before `batch` are done, and that one for the points before `point`."""
+    """How far a surface has come: in round `round`, batches before `batch` are done, and that one for the points before `point`."""
 
     sums: Array  # (5, points)
+    rounds: NDArray[np.int64]  # (points,) in which round a point is evaluated, from 1; 0 for in none so far
+    round: int
     batch: int
     point: int
     seconds: float
@@ -30,6 +33,7 @@ class State(NamedTuple):
 _WORDS = {
     "x": "grids on x",
     "y": "grids on y",
+    "tolerance": "tolerances",
     "directions": "directions",
     "origin": "origins of the plane",
     "parameters": "parameters or buffers of the model",
@@ -49,6 +53,7 @@ def identity(x: Array, y: Array | None, plane: dict[str, Any], provenance: Prove
     return {
         "x": [float(v) for v in x],
         "y": None if y is None else [float(v) for v in y],
+        "tolerance": plane.get("tolerance"),
         "directions": list(plane["direction_sha256"])[:dimensions],
         "origin": plane["origin_sha256"],
         "parameters": provenance.parameter_sha256,
@@ -89,7 +94,8 @@ class Keeper:
             pass
         else:
             assert isinstance(surface, Surface)
-            differ = self._differing(identity(surface.x, surface.y, surface.plane, surface.provenance))
+            found = identity(surface.x, surface.y, surface.plane, surface.provenance)
+            differ = self._differing(found | {"tolerance": self._enough(found["tolerance"])})
             if not differ:
                 return surface, None
         partial = store.load_partial(self._path, self._name)
@@ -98,13 +104,20 @@ class Keeper:
             differ = self._differing(attributes["identity"])
             if not differ:
                 sums = np.stack([arrays[name].reshape(-1) for name in SUMS])
-                return None, State(sums, attributes["batch"], attributes["point"], attributes["seconds"])
+                rounds = arrays.get("round", np.ones(self._shape, dtype=np.int64)).reshape(-1)
+                where = (attributes[key] for key in ("batch", "point", "seconds"))
+                return None, State(sums, rounds, attributes.get("round", 1), *where)
         if differ:
             raise ValueError(
                 f"{self._path} holds another surface {self._name!r}: the {' and '.join(differ)} differ. "
                 "Choose another name or file, or resume=False to replace it"
             )
         return None, None
+
+    def _enough(self, tolerance: float | None) -> float | None:
+        """Return the tolerance that was asked for if a surface of this one meets it."""
+        asked = self._identity["tolerance"]
+        return asked if tolerance is None or (asked is not None and tolerance <= asked) else tolerance
 
     def _differing(self, other: dict[str, Any]) -> list[str]:
         found = [words for what, words in _WORDS.items() if other.get(what) != self._identity[what]]
@@ -118,7 +131,8 @@ class Keeper:
             return
         values = state()
         arrays = {"x": self._x, "y": self._y} | {name: row.reshape(self._shape) for name, row in zip(SUMS, values.sums, strict=True)}
-        where = {"batch": values.batch, "point": values.point, "seconds": values.seconds}
+        arrays["round"] = values.rounds.reshape(self._shape)
+        where = {"round": values.round, "batch": values.batch, "point": values.point, "seconds": values.seconds}
         store.save_partial(self._path, self._name, arrays, {"plane": self._plane, "identity": self._identity, **where})
         self._saved_at = time.perf_counter()
 
