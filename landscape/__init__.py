@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         check_deterministic,
         hessian_trace,
         spectral_density,
+        subsampled,
         top_eigenpairs,
     )
     from landscape.curvature.tracking import CurvatureHook
@@ -56,6 +57,7 @@ __all__ = [
     "random_plane",
     "save",
     "spectral_density",
+    "subsampled",
     "top_eigenpairs",
 ]
 
@@ -72,6 +74,7 @@ _NAMES = {
         "check_deterministic",
         "hessian_trace",
         "spectral_density",
+        "subsampled",
         "top_eigenpairs",
     ),
     "curvature.tracking": ("CurvatureHook",),

@@ -189,6 +189,11 @@ class Batches:
         return self._whole is not None
 
     @property
+    def divisible(self) -> bool:
+        """Whether batches of any examples can be made: the data are tensors."""
+        return self._whole is not None
+
+    @property
     def examples(self) -> int:
         """Number of examples in one pass."""
         if self._examples is None:
@@ -228,6 +233,45 @@ class Batches:
                 held = _slice(held, start, count) if start < count else None
         if held is not None:
             yield held
+
+
+class Part(Batches):
+    """Some of the examples of a data set, in its order; a loader is read whole for every pass over a part of it.
+
+    Args:
+        whole: the data set.
+        chosen: positions of the examples, in data order.
+    """
+
+    def __init__(self, whole: Batches, chosen: np.ndarray) -> None:
+        self.device, self.dtype, self.batch_size = whole.device, whole.dtype, whole.batch_size
+        self._whole = self._given = self._source = self._sha256 = None
+        self._from, self._examples = whole, len(chosen)
+        self._mask = np.zeros(whole.examples, dtype=bool)
+        self._mask[chosen] = True
+        if whole._whole is not None:
+            self._given = self._taken(whole._given, 0)
+            self._whole = tree_map(self._place, self._given)
+
+    def __iter__(self) -> Generator[Any, None, None]:
+        """Yield the batches of one pass."""
+        return super().__iter__() if self._whole is not None else self._cut(iter(self._from))
+
+    def _as_given(self) -> Generator[Any, None, None]:
+        return super()._as_given() if self._whole is not None else self._cut(self._from._as_given())
+
+    def _cut(self, batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
+        start = 0
+        with closing(batches):
+            for batch in batches:
+                count = count_examples(batch)
+                if self._mask[start : start + count].any():
+                    yield self._taken(batch, start)
+                start += count
+
+    def _taken(self, batch: Any, start: int) -> Any:
+        index = torch.from_numpy(np.flatnonzero(self._mask[start : start + count_examples(batch)]))
+        return tree_map(lambda t: t[index.to(t.device)] if isinstance(t, Tensor) and t.ndim else t, batch)
 
 
 _END = object()

@@ -376,6 +376,12 @@ class Objective:
                     return f"the loss is {batch_value} on batch {index} (counted from 0): {why}"
         return f"the loss is {value}"
 
+    def on(self, batches: Batches) -> Objective:
+        """Return the same loss on other batches; the work done on them counts here too."""
+        other = copy.copy(self)
+        other.batches, other._total, other._fingerprint = batches, None, None
+        return other
+
     # ---- bookkeeping ------------------------------------------------------------------------------------------------
 
     def count(self, kind: Literal["forwards", "gradients", "hvps"], examples: float) -> None:

@@ -48,7 +48,7 @@ class Hessian:
         if self.trace_tol > 0:
             _keep(path, hessian_trace(objective, tol=self.trace_tol, seed=seed, eigenpairs=eigen), "trace")
         if self.density:
-            _keep(path, spectral_density(objective, seed=seed), "density")
+            _keep(path, spectral_density(objective, seed=seed, eigenpairs=eigen), "density")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from landscape.curvature.operators import (
     MonteCarloFisherOperator,
     Operator,
 )
+from landscape.curvature.subsamples import subsampled
 from landscape.curvature.trace import hessian_trace
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "check_deterministic",
     "hessian_trace",
     "spectral_density",
+    "subsampled",
     "top_eigenpairs",
 ]

@@ -15,6 +15,7 @@ from landscape.results.types import (
     Result,
     Sharpness,
     SpectralDensity,
+    Subsampled,
     Surface,
     TraceEstimate,
     TrainingHistory,
@@ -98,6 +99,11 @@ class RunFile:
     def sharpness(self) -> Results[Sharpness]:
         """The sharpness measures by name."""
         return Results(self.path, _layout(Sharpness))
+
+    @property
+    def subsampled(self) -> Results[Subsampled]:
+        """Numbers with their spread over parts of the data, by name."""
+        return Results(self.path, _layout(Subsampled))
 
     @property
     def surfaces(self) -> Results[Surface]:

@@ -144,6 +144,29 @@ class SpectralDensity(Result):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class Subsampled(Result):
+    """Numbers measured on a data set and on parts of it, with the error that comes from having these examples and no others."""
+
+    kind: ClassVar[str] = "subsampled"
+
+    measure: str
+    values: Array  # (q,) on all examples
+    stderr: Array  # (q,) standard error of values: of the choice of examples, of a finite sample's bias, and of the measurement itself
+    bias: Array  # (q,) by how much values are too large on average because the examples are few; part of stderr, not taken off
+    per_part: Array  # (parts, q) on one part alone, or on all but one
+    part_sizes: Array  # (parts,) the weights of the parts
+    leave_out: bool  # per_part is on all examples but those of the part
+    converged: bool  # every measurement was
+
+    def summary(self) -> str:
+        """Return the values with their standard errors."""
+        shown = ", ".join(with_error(v, e) for v, e in zip(self.values[:5], self.stderr[:5], strict=True))
+        kind = "all but one of" if self.leave_out else "each of"
+        more = ", ..." if len(self.values) > 5 else ""
+        return f"{self.measure} {shown}{more} ({'' if self.converged else 'NOT '}converged, over {kind} {len(self.per_part)} parts)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Sharpness(Result):
     """A sharpness measure: a mean over shards or draws and its standard error."""
 
