@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from oracles import dense_hessian
-from problems import NETWORKS, network
+from problems import network
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -29,7 +29,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])  # in others there is nothing to rewrite
 @pytest.mark.parametrize("operator", [HessianOperator, GGNOperator, EmpiricalFisherOperator, MonteCarloFisherOperator])
 def test_every_form_gives_the_same_product(kind: str, operator: Callable[..., OverBatches], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "_WORTH_COMPARING", float("inf"))  # as if all products were fast: the first candidate is taken
