@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from landscape.results.store import open as open
     from landscape.results.store import save
     from landscape.sharpness import m_sharpness
-    from landscape.surfaces import Plane, eigen_plane, loss_surface, random_plane
+    from landscape.surfaces import Plane, eigen_plane, loss_surface, minima_plane, pca_plane, random_plane
     from landscape.traces import GradientTraceHook
 
 __all__ = [
@@ -52,7 +52,9 @@ __all__ = [
     "hessian_trace",
     "loss_surface",
     "m_sharpness",
+    "minima_plane",
     "open",
+    "pca_plane",
     "plots",
     "random_plane",
     "save",
@@ -81,7 +83,7 @@ _NAMES = {
     "objective": ("NonFiniteLossError", "Objective"),
     "results.store": ("open", "save"),
     "sharpness": ("m_sharpness",),
-    "surfaces": ("Plane", "eigen_plane", "loss_surface", "random_plane"),
+    "surfaces": ("Plane", "eigen_plane", "loss_surface", "minima_plane", "pca_plane", "random_plane"),
     "traces": ("GradientTraceHook",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

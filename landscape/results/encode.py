@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ def unpack(layout: Layout, group: Group) -> Result:
         if attribute.name not in group.attributes:
             raise StoreError(f"the attribute {attribute.name} is missing")
         arguments[attribute.name] = decode_attribute(attribute, group.attributes[attribute.name])
-    if layout.type is Surface:
+    if any(f.name == "name" for f in fields(layout.type)):
         arguments["name"] = group.attributes.get("name")
         if not isinstance(arguments["name"], str):
             raise StoreError("the attribute name is missing")

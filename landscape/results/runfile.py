@@ -12,6 +12,8 @@ from landscape.results.types import (
     CurvatureTrace,
     Eigenpairs,
     GradientTrace,
+    LossPath,
+    PlaneRecord,
     Result,
     Sharpness,
     SpectralDensity,
@@ -109,6 +111,16 @@ class RunFile:
     def surfaces(self) -> Results[Surface]:
         """The finished surfaces by name."""
         return Results(self.path, _layout(Surface))
+
+    @property
+    def paths(self) -> Results[LossPath]:
+        """The paths by name: interpolations, mode connections, trajectories."""
+        return Results(self.path, _layout(LossPath))
+
+    @property
+    def planes(self) -> Results[PlaneRecord]:
+        """The planes by name; `landscape.Plane.load` makes them ready for use."""
+        return Results(self.path, _layout(PlaneRecord))
 
     @property
     def partial(self) -> Results[Surface]:

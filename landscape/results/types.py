@@ -218,6 +218,74 @@ class Surface(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientTrace(Result):
+@dataclass(frozen=True, eq=False, repr=False)
+class LossPath(Result):
+    """The loss along a path through the parameters: a curve w(t) between two points, or the steps of a training run."""
+
+    kind: ClassVar[str] = "path"
+
+    name: str
+    t: Array | None  # (n,) from 0 to 1 along a curve; None on a trajectory
+    step: NDArray[np.int64] | None  # (n,) epochs or steps of a trajectory; None on a curve
+    loss: Array  # (n,), NaN where it is not finite
+    accuracy: Array  # (n,), between 0 and 1; NaN where the task has none
+    stderr: Array  # (n,) standard error of the loss over batches of examples; NaN with a single batch
+    curve: dict[str, Any]  # what path it is: type, ends, statistics of batch norm, how it was found
+    gap: Array | None = None  # (n,) loss above the chord, L(t) - ((1 - t) L(0) + t L(1)); None on a trajectory
+    gap_stderr: Array | None = None  # (n,) its standard error, of differences on the same examples
+    coordinates: Array | None = None  # (n, d) on a plane through the path, in units of its directions
+    distance: Array | None = None  # (n,) Euclidean distance from that plane
+    explained_variance: Array | None = None  # (d,) share of the variance of the points along each direction
+
+    @property
+    def highest(self) -> int | None:
+        """The place of the largest gap; None on a trajectory and where a loss on the curve is not finite."""
+        if self.gap is None or not np.isfinite(self.gap).all():
+            return None
+        return int(np.argmax(self.gap))
+
+    @property
+    def barrier(self) -> float:
+        """The largest gap, at least 0; NaN on a trajectory and where a loss on the curve is not finite."""
+        return np.nan if self.highest is None or self.gap is None else float(self.gap[self.highest])
+
+    @property
+    def barrier_stderr(self) -> float:
+        """Standard error of the gap where it is largest; it does not count that the largest was chosen."""
+        return np.nan if self.highest is None or self.gap_stderr is None else float(self.gap_stderr[self.highest])
+
+    def summary(self) -> str:
+        """Return the barrier of a curve, or where a trajectory leads."""
+        kind, bad = self.curve.get("type", "curve"), int((~np.isfinite(self.loss)).sum())
+        if self.t is not None and self.highest is not None:
+            found = f"barrier {with_error(self.barrier, self.barrier_stderr)} at t = {self.t[self.highest]:.3g}"
+        elif self.t is not None:
+            found = f"no barrier: the loss is not finite at {bad} of {len(self.loss)} points"
+        else:
+            shares = "" if self.explained_variance is None else ", ".join(f"{100 * v:.1f} %" for v in self.explained_variance)
+            found = f"{len(self.loss)} steps, loss {self.loss[0]:.4g} -> {self.loss[-1]:.4g}"
+            found += f", components explain {shares}" if shares else ""
+        return f"{self.name!r} {kind}, {found}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PlaneRecord(Result):
+    """A plane through the parameters as a file keeps it; `landscape.Plane.load` makes it one again."""
+
+    kind: ClassVar[str] = "plane"
+
+    name: str
+    tensors: tuple[str, ...]  # names of the parameters
+    origin: Tensor | None  # (n,), one parameter after the other; None where vectors were not read
+    directions: Tensor | None  # (d, n)
+    layout: dict[str, Any]  # shapes and dtypes of the parameters
+    plane: dict[str, Any]  # how the directions were made: kind, normalize, seed, norms, cosine, sha256
+
+    def summary(self) -> str:
+        """Return what plane it is."""
+        return f"{self.name!r} {self.plane.get('kind', 'plane')} of {len(self.plane.get('norms', ()))} directions"
+
+
     """How well grad f(y_t) stands in for grad f(x_t) while SAMPa trains."""
 
     kind: ClassVar[str] = "gradients"

@@ -13,16 +13,20 @@ normalises them to the other model's own filters, which is how Li et al. compare
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from landscape.objective import Objective, Parameters
 from landscape.provenance import tensors_sha256
 from landscape.results.types import Eigenpairs
+from landscape.surfaces.weights import check_alike, copy_of, dot, projected, shapes
 
 Normalize = Literal["filter", "layer"] | None
 
@@ -46,6 +50,9 @@ class Plane:
     seed: int | None = None
     include_norm_and_bias: bool = False
     eigenvalues: tuple[float, ...] = ()  # one per direction where they are eigenvectors
+    explained_variance: tuple[float, ...] = ()  # share of the variance of a trajectory, one per direction where they are its components
+    marks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # coordinates of points worth showing, such as minima
+    eigenvector_cosines: tuple[tuple[float, ...], ...] = ()  # of each direction with the eigenvectors it was compared with
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directions", tuple(self.directions))
@@ -54,7 +61,7 @@ class Plane:
         for what, tensors in (("origin", self.origin), *((f"directions[{i}]", d) for i, d in enumerate(self.directions))):
             if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
                 raise TypeError(f"{what} must be a dictionary of tensors by parameter name, got {type(tensors).__name__}")
-            _check_alike(what, _shapes(tensors), "origin", _shapes(self.origin))
+            check_alike(what, shapes(tensors), "origin", shapes(self.origin))
             bad = [name for name, t in tensors.items() if not bool(torch.isfinite(t).all())]
             if bad:
                 raise ValueError(f"{what} has entries that are not finite, in {bad[0]!r}")
@@ -69,12 +76,12 @@ class Plane:
     @cached_property
     def norms(self) -> list[float]:
         """Euclidean lengths of the directions."""
-        return [float(_dot(d, d)) ** 0.5 for d in self.directions]
+        return [float(dot(d, d)) ** 0.5 for d in self.directions]
 
     @cached_property
     def cosines(self) -> list[list[float]]:
         """Cosines between the directions, a symmetric matrix."""
-        pairs = [[float(_dot(a, b)) for b in self.directions] for a in self.directions]
+        pairs = [[float(dot(a, b)) for b in self.directions] for a in self.directions]
         return [[pairs[i][j] / (n * m) for j, m in enumerate(self.norms)] for i, n in enumerate(self.norms)]
 
     @property
@@ -94,7 +101,7 @@ class Plane:
 
     def describe(self) -> dict[str, Any]:
         """Return how the plane was made and what it is, as results carry it."""
-        return {
+        described: dict[str, Any] = {
             "kind": self.kind,
             "normalize": self.normalize,
             "seed": self.seed,
@@ -105,6 +112,13 @@ class Plane:
             "origin_sha256": self.origin_sha256,
             "direction_sha256": list(self.sha256),
         }
+        if self.explained_variance:
+            described["explained_variance"] = list(self.explained_variance)
+        if self.marks:
+            described["marks"] = {name: list(coordinates) for name, coordinates in self.marks.items()}
+        if self.eigenvector_cosines:
+            described["eigenvector_cosines"] = [list(row) for row in self.eigenvector_cosines]
+        return described
 
     def at(self, x: float, y: float = 0.0) -> Parameters:
         """Return the parameters at coordinates (x, y)."""
@@ -114,6 +128,51 @@ class Plane:
         for step, direction in reversed(list(zip((x, y), self.directions, strict=False))):
             point = {name: torch.add(p, direction[name], alpha=step) for name, p in point.items()}
         return point
+
+    def coordinates(self, points: Sequence[Mapping[str, Tensor]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the coordinates (n, d) of the points of the plane next to these, and how far (n,) they are from it; see `projected`."""
+        for i, point in enumerate(points):
+            check_alike(f"points[{i}]", {n: s for n, s in shapes(point).items() if n in self.origin}, "the plane", shapes(self.origin))
+        device = next(iter(self.origin.values())).device
+        here = [{name: point[name].to(device) for name in self.origin} for point in points]
+        return projected(here, self.origin, self.directions)
+
+    def compared_with(self, eigenpairs: Eigenpairs) -> Plane:
+        """Return the plane with the cosines between its directions and Hessian eigenvectors recorded, for `describe`.
+
+        Args:
+            eigenpairs: of the Hessian in the same parameters, with their vectors.
+
+        Returns:
+            The plane with `eigenvector_cosines` (directions, k): their squares sum to at most one along a direction, and to about k / n
+            for a random one.
+
+        Raises:
+            ValueError: the vectors were not kept, or are of other parameters.
+        """
+        vectors = eigenpairs.vectors
+        if vectors is None:
+            raise ValueError("eigenpairs.vectors is None: compute the eigenpairs with their vectors kept")
+        names = list(self.origin if eigenpairs.point is None else eigenpairs.point)
+        size = sum(p.numel() for p in self.origin.values())
+        if set(names) != set(self.origin) or vectors.shape[1] != size:
+            raise ValueError(f"eigenvectors have {vectors.shape[1]} entries, the plane has {size} parameters: they must be the same ones")
+        flat = torch.stack([torch.cat([d[name].reshape(-1).double() for name in names]) for d in self.directions])
+        cosines = (flat / flat.norm(dim=1, keepdim=True)) @ vectors.to(flat).T
+        return replace(self, eigenvector_cosines=tuple(tuple(row) for row in cosines.tolist()))
+
+    def save(self, path: str | Path, name: str = "plane") -> None:
+        """Keep the plane in a result file, for runs of other models and other days; see `Plane.load`."""
+        from landscape.surfaces.files import save_plane
+
+        save_plane(self, path, name)
+
+    @classmethod
+    def load(cls, path: str | Path, name: str | None = None) -> Plane:
+        """Return a plane from a result file, on the CPU, bit for bit; `name` may be left out where the file holds one."""
+        from landscape.surfaces.files import load_plane
+
+        return load_plane(path, name)
 
     def around(self, objective: Objective, *, renormalize: bool = False) -> Plane:
         """Return the plane of the same directions around another model.
@@ -128,16 +187,16 @@ class Plane:
         Raises:
             ValueError: the parameters differ in name or shape, or there are no draws to renormalise.
         """
-        origin = _copy_of(objective)
-        _check_alike("objective", _shapes(origin), "the plane", _shapes(self.origin))
+        origin = copy_of(objective)
+        check_alike("objective", shapes(origin), "the plane", shapes(self.origin))
         if not renormalize:
             moved = [{n: d[n].to(origin[n].device, origin[n].dtype) for n in origin} for d in self.directions]
-            return replace(self, origin=origin, directions=tuple(moved))
+            return replace(self, origin=origin, directions=tuple(moved), marks={}, eigenvector_cosines=())
         if self.kind != "random" or self.seed is None:
             raise ValueError(f"renormalize=True is for planes made by random_plane, this one is {self.kind!r}")
-        draws = gaussian_draws(_shapes(origin), self.seed, len(self.directions))
+        draws = gaussian_draws(shapes(origin), self.seed, len(self.directions))
         own = [normalized(draw, origin, self.normalize, self.include_norm_and_bias) for draw in draws]
-        return replace(self, origin=origin, directions=tuple(own))
+        return replace(self, origin=origin, directions=tuple(own), eigenvector_cosines=())
 
     def __repr__(self) -> str:
         angle = "" if self.cosine is None else f", cosine {self.cosine:.3g}"
@@ -179,48 +238,13 @@ def random_plane(
         raise ValueError(f"seed must not be negative, got {seed}")
     if dimensions not in (1, 2):
         raise ValueError(f"dimensions must be 1 or 2, got {dimensions}")
-    origin = _copy_of(objective)
+    origin = copy_of(objective)
     include_norm_and_bias = include_norm_and_bias or all(w.ndim <= 1 for w in origin.values())
     if normalize is not None and not any(bool(w.any()) for w in origin.values() if include_norm_and_bias or w.ndim > 1):
         raise ValueError(f"normalize={normalize!r} scales directions to the weights, and these are all zero; use normalize=None")
-    draws = gaussian_draws(_shapes(origin), seed, dimensions)
+    draws = gaussian_draws(shapes(origin), seed, dimensions)
     directions = tuple(normalized(draw, origin, normalize, include_norm_and_bias) for draw in draws)
     return Plane(origin, directions, "random", normalize, seed, include_norm_and_bias)
-
-
-def eigen_plane(eigenpairs: Eigenpairs, objective: Objective | None = None, *, indices: Sequence[int] = (0, 1)) -> Plane:
-    """Return the plane of two Hessian eigenvectors, each of length one, through the point where the Hessian was taken.
-
-    Args:
-        eigenpairs: what `top_eigenpairs` returned.
-        objective: the objective that they belong to; needed where the eigenpairs do not carry their point, as when read from a file.
-        indices: which eigenvectors; one index gives a line.
-
-    Returns:
-        The plane.
-
-    Raises:
-        ValueError: the vectors were not kept, the point is unknown, or the sizes do not fit.
-    """
-    vectors = eigenpairs.vectors
-    if vectors is None:
-        raise ValueError("eigenpairs.vectors is None: compute the eigenpairs with their vectors kept")
-    if not 1 <= len(indices) <= 2 or any(not 0 <= i < len(vectors) for i in indices):
-        raise ValueError(f"indices must be one or two of 0 ... {len(vectors) - 1}, got {tuple(indices)}")
-    point = _copy_of(objective) if objective is not None else eigenpairs.point
-    if point is None:
-        raise ValueError(
-            "these eigenpairs do not carry the point they were computed at; pass the objective too: eigen_plane(eig, objective)"
-        )
-    sizes = [p.numel() for p in point.values()]
-    if vectors.shape[1] != sum(sizes):
-        raise ValueError(f"eigenvectors have {vectors.shape[1]} entries, the objective varies {sum(sizes)} parameters")
-    directions = []
-    for i in indices:
-        parts = zip(point.items(), torch.split(vectors[i], sizes), strict=True)
-        directions.append({name: part.detach().reshape(p.shape).to(p.device, p.dtype, copy=True) for (name, p), part in parts})
-    origin = {name: p.clone() for name, p in point.items()}
-    return Plane(origin, tuple(directions), "eigen", eigenvalues=tuple(float(eigenpairs.values[i]) for i in indices))
 
 
 def gaussian_draws(shapes: Mapping[str, Sequence[int]], seed: int, dimensions: int = 2) -> list[Parameters]:
@@ -247,23 +271,3 @@ def normalized(draw: Parameters, weights: Parameters, normalize: Normalize, incl
             d = (d.reshape(rows, -1) * ratio).reshape(weight.shape)
         direction[name] = d.to(weight.dtype)
     return direction
-
-
-def _copy_of(objective: Objective) -> Parameters:
-    # The model may be trained further; a plane stays where it was made.
-    return {name: p.clone(memory_format=torch.contiguous_format) for name, p in objective.parameters.items()}
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in tensors.items()}
-
-
-def _check_alike(what: str, got: Mapping[str, tuple[int, ...]], where: str, expected: Mapping[str, tuple[int, ...]]) -> None:
-    for name in [*expected, *got]:
-        if got.get(name) != expected.get(name):
-            shapes = [f"no {name!r}" if s is None else f"{name!r} of shape {s}" for s in (got.get(name), expected.get(name))]
-            raise ValueError(f"{what} has {shapes[0]} where {where} has {shapes[1]}")
-
-
-def _dot(a: Parameters, b: Parameters) -> Tensor:
-    return torch.stack([torch.sum(a[name].double() * b[name].double()) for name in a]).sum()

@@ -11,6 +11,8 @@ from landscape.results.types import (
     CurvatureTrace,
     Eigenpairs,
     GradientTrace,
+    LossPath,
+    PlaneRecord,
     Provenance,
     Result,
     Sharpness,
@@ -88,6 +90,11 @@ def eigen(vectors: torch.Tensor | None = None, k: int = 3) -> Eigenpairs:
     return Eigenpairs(np.array([3.0, -2.0, 1e-9])[:k], np.array([1e-5, 0.1, np.nan])[:k], vectors, 17, False, 1e-4, "largest", **BOTH)
 
 
+def path(n: int = 5) -> LossPath:
+    more = {"gap": odd(n), "gap_stderr": odd(n)[::-1].copy()}
+    return LossPath("a to b", np.linspace(0, 1, n), None, odd(n), odd(n), -odd(n), {"type": "linear", "deep": [None, {}]}, **more, **BOTH)
+
+
 def every() -> list[Result]:
     generator = torch.Generator().manual_seed(0)
     return [
@@ -103,7 +110,12 @@ def every() -> list[Result]:
         sharpness(rho=0.1),
         surface(),
         surface("line", ny=None),
-    ]
+        path(),
+        LossPath("trajectory", None, np.arange(4) * 2, odd(4), odd(4)[::-1].copy(), odd(4), {"type": "trajectory"}, coordinates=odd(4, 2),
+                 distance=odd(4), explained_variance=odd(2), **BOTH),
+        PlaneRecord("shared", ("conv.0", 'fc "é"'), torch.randn(11, generator=generator), torch.randn(2, 11, generator=generator).double(),
+                    {"shapes": [[5], [2, 3]]}, PLANE, **BOTH),
+    ]  # fmt: skip
 
 
 def assert_same(one: Any, other: Any, where: str = "") -> None:

@@ -1,7 +1,9 @@
 """Directions against a plain implementation of filter normalisation, and against the mistakes of known tools."""
 
 import copy
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from problems import NETWORKS, Vector, network, quadratic, spectrum_matrix
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import landscape
 from landscape.curvature import top_eigenpairs
 from landscape.objective import Objective, tensors_sha256
 from landscape.surfaces import Plane, eigen_plane, gaussian_draws, random_plane
@@ -200,3 +203,41 @@ def test_the_model_is_only_read() -> None:
         for tensor in direction.values():
             tensor.add_(1)
     assert all(torch.equal(v, before[k]) for k, v in problem.model.state_dict().items())
+
+
+def test_cosines_with_eigenvectors_are_recorded() -> None:
+    problem = quadratic(spectrum_matrix([9.0, -4.0, 1.0, 0.5]))
+    objective = Objective(*problem)
+    eig = top_eigenpairs(objective, k=4, tol=1e-10)
+    turned = {"w": 3 * eig.vectors[0] + 4 * eig.vectors[2]}
+    plane = Plane(objective.parameters, (turned, {"w": -2 * eig.vectors[1]})).compared_with(eig)
+    expected = [[0.6, 0, 0.8, 0], [0, -1, 0, 0]]
+    torch.testing.assert_close(torch.tensor(plane.describe()["eigenvector_cosines"]), torch.tensor(expected), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="5 entries, the plane has 4"):
+        plane.compared_with(dataclasses.replace(eig, vectors=torch.ones(1, 5)))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_a_plane_comes_back_from_a_file_to_the_bit(kind: str, tmp_path: Path) -> None:
+    objective, other = objective_of(kind, torch.float32), Objective(*network(kind, seed=8, dtype=torch.float32))
+    plane = random_plane(objective, seed=3)
+    plane.save(tmp_path / "planes.h5", "shared")
+    again = Plane.load(tmp_path / "planes.h5")
+    assert again.describe() == plane.describe() and again.origin_sha256 == plane.origin_sha256
+    assert again.around(other, renormalize=True).sha256 == random_plane(other, seed=3).sha256
+    half = Plane({"w": torch.ones(3, dtype=torch.bfloat16)}, ({"w": torch.tensor([0.1, 2, 3], dtype=torch.bfloat16)},), marks={"a": (0.0,)})
+    half.save(tmp_path / "planes.h5", "half")
+    assert Plane.load(tmp_path / "planes.h5", "half").describe() == half.describe()
+    with pytest.raises(ValueError, match="the planes 'half', 'shared': say which"):
+        Plane.load(tmp_path / "planes.h5")
+    with pytest.raises(ValueError, match="holds no planes/none"):
+        Plane.load(tmp_path / "planes.h5", "none")
+
+
+def test_a_plane_that_is_not_the_one_saved_is_refused(tmp_path: Path) -> None:
+    plane = random_plane(objective_of("mlp"))
+    plane.save(tmp_path / "planes.h5")
+    record = landscape.open(tmp_path / "planes.h5").planes["plane"]
+    landscape.save(tmp_path / "planes.h5", dataclasses.replace(record, origin=record.origin + 1))
+    with pytest.raises(ValueError, match="do not have the hashes that were saved"):
+        Plane.load(tmp_path / "planes.h5")
