@@ -77,6 +77,21 @@ def test_measurements_are_those_of_the_python_calls(run: Path, capsys: pytest.Ca
     np.testing.assert_allclose(file.surfaces["line"].loss, landscape.loss_surface(same, plane, x=(-1, 1, 5), y=None).loss, rtol=1e-6)
 
 
+def test_surfaces_are_interpolated_unless_full_ones_are_asked_for(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, grid = tmp_path / "run.h5", ["--line", "--x", "-1", "1", "201"]
+    assert main(["surface", str(run), "--out", str(out), *grid]) == 0
+    adaptive = landscape.open(out).surfaces["line"]
+    evaluated = int((adaptive.status == adaptive.EVALUATED).sum())
+    assert evaluated == adaptive.cost.forwards < 100
+    assert f"{evaluated} of 201 points evaluated, 99 % of the others within" in capsys.readouterr().out
+    assert main(["surface", str(run), "--out", str(out), *grid, "--full"]) == 2
+    assert "the tolerances differ" in capsys.readouterr().err
+    assert main(["surface", str(run), "--out", str(out), *grid, "--full", "--name", "all"]) == 0
+    full = landscape.open(out).surfaces["all"]
+    assert full.cost.forwards == 201 and "points evaluated" not in capsys.readouterr().out
+    np.testing.assert_allclose(adaptive.loss, full.loss, rtol=0.03)
+
+
 def test_plot_report_and_inspect_read_what_was_measured(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(run / "run.h5")
     assert main(["surface", str(run), "--x", "-1", "1", "5", "--y", "-0.5", "0.5", "3"]) == 0
@@ -149,6 +164,7 @@ def test_anybodys_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["sharpness", "{run}", "--rho", "nan"], "rho"),
         (["sharpness", "{run}", "--m", "1000"], "1000"),
         (["surface", "{run}", "--x", "1", "-1", "5"], "1.0 to -1.0"),
+        (["surface", "{run}", "--tolerance", "0"], "--tolerance must be above 0 and below 1, got 0.0; --full"),
         (["hessian", "evil.pt", "--model", "os:nothing", "--data", "os:nothing"], "os:nothing"),
         (["hessian", "--model", "nomodule:net", "--data", "x:y"], "cannot import 'nomodule'"),
         (["inspect", "notes.txt"], "notes.txt"),
@@ -216,6 +232,7 @@ def test_ctrl_c_leaves_a_surface_that_the_same_command_completes(run: Path, tmp_
         "-1",
         "1",
         "101",
+        "--full",
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60

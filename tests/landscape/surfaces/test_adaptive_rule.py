@@ -55,7 +55,7 @@ def test_a_tighter_tolerance_costs_more_and_gives_more() -> None:
     loss = FORMULAS["bowl"][::2, ::2]
     coarse, fine = grown(loss, FEW, FEW, 0.03), grown(loss, FEW, FEW, 0.003)
     worst = [np.abs(filled.loss / loss.ravel() - 1).max() for _, filled, _ in (coarse, fine)]
-    assert coarse[0].sum() < fine[0].sum() < 625 and worst[1] < worst[0] / 3
+    assert coarse[0].sum() < fine[0].sum() < 625 and worst[1] < worst[0] / 2
     assert grown(FORMULAS["kink"][:20, :20], AXIS[:20], AXIS[:20], 1e-9)[0].all()
 
 
