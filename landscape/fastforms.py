@@ -62,7 +62,7 @@ def images_last(batch: Any) -> Any:
 
 
 def candidates(model: nn.Module, batch: Any) -> list[Form]:
-    """Return the forms that may pay for a model and batches like this one, the one that is safe to expect the most of first."""
+    """Return the forms that may pay for a copied model and batches like this one, the one to expect the most of first."""
     if not any(_is_plain_convolution(m) or _is_fixed_norm(m) for m in model.modules()):
         return ["plain"]
     images = any(t.ndim == 4 for t in leaves(batch)) and any(isinstance(m, nn.Conv2d) for m in model.modules())
@@ -118,9 +118,11 @@ def _scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 class _Affine(nn.Module):
-    """Batch normalisation with running statistics."""
+    """Batch normalisation with running statistics; a loss of the user's own may put its model into training mode."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
         shape = (-1,) + (1,) * (x.ndim - 2)
         scale, shift = _scale_and_shift(self)
         return torch.addcmul(shift.view(shape), x, scale.view(shape))
@@ -130,7 +132,7 @@ class _Absorbed(nn.Module):
     """Batch normalisation that its convolution has computed already."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x
+        return super().forward(x) if self.training else x
 
 
 class _Convolution(nn.Module):
@@ -147,7 +149,7 @@ class _Convolution(nn.Module):
         bias: Any = self.bias
         if x.ndim != weight.ndim:
             raise ValueError(f"a convolution of {weight.ndim - 2} dimensions takes batches of {weight.ndim}, got shape {tuple(x.shape)}")
-        if self.norm:
+        if self.norm and not self.norm[0].training:
             scale, shift = _scale_and_shift(self.norm[0])
             weight = weight * scale.view((-1,) + (1,) * (weight.ndim - 1))
             bias = shift if bias is None else torch.addcmul(shift, bias, scale)

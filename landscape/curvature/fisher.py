@@ -151,7 +151,7 @@ class MonteCarloFisherOperator(EmpiricalFisherOperator):
         if len(outputs.leaves) != 1:
             raise ValueError(f"MonteCarloFisherOperator needs one tensor of outputs, got {len(outputs.leaves)} that carry gradients")
         logits = outputs.leaves[0].detach().double()
-        if self._factor is None:
+        if self._factor is None or index == 0:
             self._factor = self._scale_of_loss(logits, outputs, weight)
         # As many numbers per example as outputs, whether needed or not: which ones an example gets is then known from afar.
         u = uniforms(self.seed, self._starts[index], tuple(logits.shape), self.draws, logits.device)

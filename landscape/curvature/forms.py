@@ -53,7 +53,7 @@ def choose(
     """
     if objective in _of_objective:
         return _of_objective[objective]
-    forms = candidates(objective.model, batch)
+    forms = candidates(objective.caller().model, batch)
     batch = _first_examples(batch)
     if forms != ["plain"]:
         expected = _evaluated(objective, point, held, batch, "plain")
@@ -76,16 +76,24 @@ def _first_examples(batch: Any) -> Any:
 def _fastest(forms: list[Form], build: Callable[[Form], Term], point: Mapping[str, Tensor], device: torch.device) -> _Choice:
     seconds: dict[str, float] = {}
     directions, chosen = list(point.values()), range(len(point))
-    for form in forms:
-        term = build(form)
-        product = partial(term.products, directions, chosen, release=False, batched=False)
-        product()  # kernels are chosen in a first call
+    for form in list(forms):
+        try:
+            term = build(form)
+            product = partial(term.products, directions, chosen, release=False, batched=False)
+            product()  # kernels are chosen in a first call
+        except NotImplementedError:  # no second derivative, in whatever form
+            raise
+        except RuntimeError:  # such as `view` of a gradient with channels last
+            forms.remove(form)
+            continue
         seconds[form] = timed(product, device)
         if seconds[form] < 1.5 * seconds[forms[0]]:  # near enough to look again
             seconds[form] = min(seconds[form], timed(product, device))
         if seconds[forms[0]] < _WORTH_COMPARING:
             return forms[0], {}
         del term, product  # before the next one is built
+    if not forms:
+        return "plain", {}
     best = min(forms, key=lambda form: seconds[form])
     return (best if seconds[best] < _CLEARLY * seconds[forms[0]] else forms[0]), seconds
 

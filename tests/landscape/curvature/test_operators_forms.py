@@ -176,6 +176,19 @@ def test_batch_statistics_are_not_rewritten() -> None:
     assert relative(HessianOperator(Objective(*problem), form="plain").matmat(v), expected) > 1e-2
 
 
+def test_a_loss_that_trains_its_model_gets_batch_statistics_in_every_form() -> None:
+    model, _, data = network("cnn")
+
+    def training(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(model.train()(batch[0]), batch[1])
+
+    objective = Objective(model, training, data)
+    v = probe(objective.size)
+    expected = HessianOperator(Objective(model, F.cross_entropy, data, batch_norm="batch")).matmat(v)
+    for form in FORMS:
+        assert relative(HessianOperator(objective, form=form).matmat(v), expected) < 1e-12
+
+
 def test_the_bound_loss_has_the_same_forms() -> None:
     problem = network("cnn")
     objective = Objective(*problem, batch_size=5)
