@@ -29,7 +29,7 @@ def spectrum(
 
     Args:
         density: the density.
-        eigen: eigenvalues to mark on the axis; by default the Ritz values that lie apart.
+        eigen: eigenvalues to mark on the axis; by default the outliers where they are known, else the outermost Ritz values.
         backend: "matplotlib" or "plotly".
         theme: "light" or "dark".
         width: in inches, of the matplotlib figure.
@@ -69,9 +69,11 @@ def _floor(density: SpectralDensity) -> float:
 
 
 def _marks(density: SpectralDensity, eigen: Eigenpairs | None) -> Array:
-    """Return where to mark outliers: the given eigenvalues, or the outermost Ritz values of the probes."""
+    """Return what to mark: the given eigenvalues, the outliers that are known, or the outermost Ritz values of the probes."""
     if eigen is not None:
         return eigen.values
+    if density.outliers is not None:
+        return density.outliers
     return np.concatenate([density.nodes.min(axis=1), density.nodes.max(axis=1)])
 
 
@@ -89,7 +91,10 @@ def _draw(
     looks = looks_for(densities, looks)
     finite = {name: d for name, d in densities.items() if d.grid.size and (np.isfinite(d.density) & (d.density > 0)).any()}
     floor = min((_floor(d) for d in finite.values()), default=1e-12)
-    text = "eigenvalues" if eigen else "outermost Ritz values"
+    known = [d.outliers is not None for d in densities.values()]
+    text = "ticks: eigenvalues" if eigen else "" if all(known) else "ticks: outermost Ritz values"
+    if any(known):
+        text += f"{'; ' if text else ''}triangles: outliers, of weight 1/n each"
     if backend == "plotly":
         return _plotly(densities, eigen, looks, theme, floor)
     with paper_style(theme):
@@ -110,7 +115,7 @@ def _draw(
         figure.supxlabel(_X)
         figure.supylabel(_Y if several and rows > 1 else _Y.replace(" (", "\n("))
         bands = any((d.stderr > 0).any() for d in densities.values())
-        figure.suptitle(f"ticks: {text}" + ("; band: ± 1 standard error" if bands else ""), size=6)
+        figure.suptitle(text + ("; band: ± 1 standard error" if bands else ""), size=6)
     return figure
 
 
@@ -126,6 +131,9 @@ def _panel(ax: Axes, density: SpectralDensity, color: str, floor: float, ink: st
     error = np.where(np.isfinite(density.stderr), density.stderr, 0.0)
     ax.fill_between(density.grid, np.maximum(density.density - error, floor * 1e-3), density.density + error, color=color, alpha=0.25, lw=0)
     ax.plot(marks, np.full(len(marks), 0.05), "|", color=ink, ms=5, mew=0.8, transform=ax.get_xaxis_transform())
+    if density.outliers is not None:
+        peaks = np.interp(density.outliers, density.grid, density.density)
+        ax.plot(density.outliers, 1.8 * np.maximum(peaks, floor), "v", color=ink, mfc="none", ms=3.5, mew=0.7)
 
 
 def _range(densities: dict[str, SpectralDensity], eigen: dict[str, Eigenpairs]) -> tuple[float, float]:
@@ -159,6 +167,18 @@ def _plotly(
                     hovertemplate="%{x:.6g}<extra></extra>",
                 )
             )
+            if density.outliers is not None:
+                figure.add_trace(
+                    go.Scatter(
+                        x=density.outliers,
+                        y=1.8 * np.maximum(np.interp(density.outliers, density.grid, density.density), floor),
+                        mode="markers",
+                        marker={"symbol": "triangle-down-open", "color": color, "size": 8},
+                        name=plain(name),
+                        showlegend=False,
+                        hovertemplate="outlier %{x:.6g}<extra></extra>",
+                    )
+                )
     figure.update_xaxes(title_text=_X)
     figure.update_yaxes(title_text=_Y, type="log", range=[np.log10(floor) - 0.3, np.log10(top) + 0.5])
     return figure

@@ -364,3 +364,16 @@ def test_wrong_input_is_refused_with_advice(flat: Ripple) -> None:
     ]:
         with pytest.raises(error, match=match):
             call()
+
+
+def test_known_outliers_are_marked_above_their_peaks(flat: Ripple) -> None:
+    density = flat.density()
+    places = density.nodes[0, -2:]
+    density = dataclasses.replace(density, outliers=places)
+    figure = plots.spectrum(density)
+    found = [line for line in figure.axes[0].get_lines() if line.get_marker() == "v"]
+    assert len(found) == 1 and np.array_equal(found[0].get_xdata(), places)
+    assert (np.asarray(found[0].get_ydata()) > np.interp(places, density.grid, density.density)).all()
+    assert "triangles: outliers" in figure.get_suptitle()
+    interactive = plots.spectrum(density, backend="plotly")
+    assert any(trace.marker.symbol == "triangle-down-open" and np.array_equal(trace.x, places) for trace in interactive.data)
