@@ -19,6 +19,7 @@ from torch import Tensor
 from landscape.batches import count_examples, leaves
 from landscape.curvature.draws import mix
 from landscape.objective import Objective
+from landscape.progress import progress as progress_bar
 from landscape.stateless import undisturbed
 
 
@@ -44,13 +45,14 @@ class _Pass(NamedTuple):
 _known: weakref.WeakKeyDictionary[Objective, Determinism] = weakref.WeakKeyDictionary()
 
 
-def check_deterministic(objective: Objective) -> Determinism:
+def check_deterministic(objective: Objective, *, progress: bool | None = None) -> Determinism:
     """Look at all data twice and compare; once for every objective.
 
     This takes two forward passes, of which the first is one that provenance needs anyway, and reads the data twice.
 
     Args:
         objective: what to look at.
+        progress: whether to show a bar; None shows it in a terminal.
 
     Returns:
         The loss at the model's parameters, and whether it depends on draws.
@@ -59,7 +61,8 @@ def check_deterministic(objective: Objective) -> Determinism:
         NotDeterministicError: the passes differ; the message says whether data, their order, or model and loss do.
     """
     if objective not in _known:
-        first, second = _look(objective), _look(objective)
+        with progress_bar(None, "the same twice?", "batch", show=progress) as bar:
+            first, second = _look(objective, bar), _look(objective, bar)
         _compare_data(first, second)
         tolerance = 1e3 * torch.finfo(torch.promote_types(objective.dtype, torch.float32)).eps
         one, other = torch.stack(first.losses), torch.stack(second.losses)
@@ -76,7 +79,7 @@ def check_deterministic(objective: Objective) -> Determinism:
     return _known[objective]
 
 
-def _look(objective: Objective) -> _Pass:
+def _look(objective: Objective, bar: Any) -> _Pass:
     losses: list[Tensor] = []
     marks: list[Tensor] = []
     examples: Tensor | None = None
@@ -96,6 +99,7 @@ def _look(objective: Objective) -> _Pass:
             n = objective.weight(batch)
             total += losses[-1] * n
             weight += n
+            bar.update()
     return _Pass(losses, marks, examples, float(total / weight), draws)
 
 

@@ -131,14 +131,12 @@ class OverBatches(Operator):
             totals = [torch.zeros_like(part) for part in parts]
             for term, last_use in self._terms():
                 self._add(term, parts, totals, chosen, last_use)
-                self._of.count(self._counted, term.examples * len(rows))
+                self._of.count("hvps", term.examples * len(rows))
                 del term  # before the next one is built
             flat = torch.cat([total.reshape(len(rows), -1).to(self.dtype) for total in totals], 1)
         if not bool(torch.isfinite(flat).all()):
             self._explain_not_finite(parts, chosen)
         return flat.T.contiguous() if len(rows) > 1 else flat.view(-1, len(rows))
-
-    _counted: Literal["hvps", "gradients"] = "hvps"
 
     def _add(self, term: Term, parts: list[Tensor], totals: list[Tensor], chosen: Sequence[int], last_use: bool) -> None:
         """Add n_b A_b v / sum_b n_b for every vector."""
