@@ -191,6 +191,8 @@ def unpack(layout: Layout, group: Group) -> Result:
             arguments[variable.field] = _field(variable, dataset.values)
     for attribute in layout.attributes:
         if attribute.name not in group.attributes:
+            if attribute.optional:
+                continue
             raise StoreError(f"the attribute {attribute.name} is missing")
         arguments[attribute.name] = decode_attribute(attribute, group.attributes[attribute.name])
     if any(f.name == "name" for f in fields(layout.type)):

@@ -6,6 +6,7 @@ the result type, its group, its datasets and its attributes; cost and provenance
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from landscape.results.types import (
     CurvatureTrace,
     Eigenpairs,
     GradientTrace,
-    Provenance,
     LossPath,
     PlaneRecord,
+    Provenance,
     Result,
     Sharpness,
     SpectralDensity,
@@ -49,6 +50,7 @@ class Attribute:
     name: str  # in the file and on the result
     kind: AttributeKind
     long_name: str
+    optional: bool = False  # older files lack it
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,15 @@ def _converged(eigen: Eigenpairs) -> Any:
 
 
 def sharpness_name(sharpness: Sharpness) -> str:
-    """Return the name under which a sharpness is stored: measure, rho, m, and p where it is not 2."""
+    """Return the name under which a sharpness is stored: measure, rho, m, p where it is not 2, and every setting that is not plain."""
     name = f"{sharpness.measure}_rho{float(sharpness.rho)!r}_m{int(sharpness.m)}"
-    return name if sharpness.p == 2 else f"{name}_p{float(sharpness.p)!r}"
+    name = name if sharpness.p == 2 else f"{name}_p{float(sharpness.p)!r}"
+    told = {"rho", "m", "p", "data", "examples", "dtype"} | ({"adaptive"} if sharpness.measure.startswith("adaptive") else set())
+    plain: tuple[Any, ...] = (None, False, 0, "eval", "")
+    further = {k: v for k, v in sharpness.settings.items() if k not in told and v not in plain and (k, v) != ("steps", 1)}
+    text = "".join(f",{key}={value}" for key, value in sorted(further.items()))
+    # File names end somewhere: what is too long is told by a hash.
+    return name + (text if len(text) <= 120 else f",{hashlib.sha256(text.encode()).hexdigest()[:12]}")
 
 
 STATUS_MEANINGS = (
@@ -106,6 +114,7 @@ STATUS_MEANINGS = (
     (Surface.FAILED, "failed"),
 )
 GRID = ("y", "x")
+ALONG = ("t", "step")  # of which a path has one
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
@@ -114,7 +123,6 @@ LAYOUTS: tuple[Layout, ...] = (
         (
             Variable("epoch", "epoch", ("epoch",), "epoch", kind="int"),
             Variable("train_loss", "train_loss", ("epoch",), "mean loss over the training examples"),
-ALONG = ("t", "step")  # of which a path has one
             Variable("train_accuracy", "train_accuracy", ("epoch",), "fraction of training examples classified correctly"),
             Variable("test_loss", "test_loss", ("epoch",), "mean loss over the test examples"),
             Variable("test_accuracy", "test_accuracy", ("epoch",), "fraction of test examples classified correctly"),
@@ -246,8 +254,14 @@ ALONG = ("t", "step")  # of which a path has one
             Variable("stderr", "stderr", (), "standard error of the sharpness"),
             Variable("per_shard", "per_shard", ("shard",), "sharpness of one shard"),
             Variable("shard_sizes", "shard_sizes", ("shard",), "examples in the shard"),
+            _index("ascent_step", "step of the ascent, 0 after the first", optional=True),
+            Variable("reached", "steps", ("ascent_step",), "sharpness that the ascent had reached after a step", optional=True),
         ),
-        (Attribute("measure", "str", "measure of sharpness"), Attribute("p", "float", "order of the norm of the perturbation")),
+        (
+            Attribute("measure", "str", "measure of sharpness"),
+            Attribute("p", "float", "order of the norm of the perturbation"),
+            Attribute("settings", "json", "all that decides the number", optional=True),
+        ),
         named=True,
         default_name=sharpness_name,
     ),
@@ -267,20 +281,6 @@ ALONG = ("t", "step")  # of which a path has one
         named=True,
         default_name=lambda surface: surface.name,
     ),
-)
-
-KIND_OF_HINT: dict[Any, AttributeKind] = {str: "str", int: "int", float: "float", bool: "bool", int | None: "int", float | None: "float"}
-
-
-def _attributes_of(cls: type, texts: dict[str, str]) -> tuple[Attribute, ...]:
-    hints = get_type_hints(cls)
-    return tuple(Attribute(f.name, KIND_OF_HINT.get(hints[f.name], "json"), texts.get(f.name, f.name)) for f in fields(cls))
-
-
-COST = _attributes_of(
-    Cost,
-    {
-        "forwards": "forward passes over the data",
     Layout(
         LossPath,
         "paths",
@@ -318,6 +318,20 @@ COST = _attributes_of(
         named=True,
         default_name=lambda plane: plane.name,
     ),
+)
+
+KIND_OF_HINT: dict[Any, AttributeKind] = {str: "str", int: "int", float: "float", bool: "bool", int | None: "int", float | None: "float"}
+
+
+def _attributes_of(cls: type, texts: dict[str, str]) -> tuple[Attribute, ...]:
+    hints = get_type_hints(cls)
+    return tuple(Attribute(f.name, KIND_OF_HINT.get(hints[f.name], "json"), texts.get(f.name, f.name)) for f in fields(cls))
+
+
+COST = _attributes_of(
+    Cost,
+    {
+        "forwards": "forward passes over the data",
         "gradients": "gradients over the data",
         "hvps": "Hessian-vector products over the data",
         "seconds": "wall time in seconds",

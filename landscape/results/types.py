@@ -180,6 +180,8 @@ class Sharpness(Result):
     rho: float
     m: int  # examples per shard
     p: float = 2.0
+    settings: Mapping[str, Any] = field(default_factory=dict)  # all that decides the number; empty in files of older versions
+    steps: Array | None = None  # (steps,) the value that an ascent of several steps had reached after each; None where there was one
 
     def summary(self) -> str:
         """Return the value with its standard error."""
@@ -216,8 +218,6 @@ class Surface(Result):
         return f"{self.name!r} {shape}, loss {low:.4g} ... {high:.4g}"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class GradientTrace(Result):
 @dataclass(frozen=True, eq=False, repr=False)
 class LossPath(Result):
     """The loss along a path through the parameters: a curve w(t) between two points, or the steps of a training run."""
@@ -286,6 +286,8 @@ class PlaneRecord(Result):
         return f"{self.name!r} {self.plane.get('kind', 'plane')} of {len(self.plane.get('norms', ()))} directions"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class GradientTrace(Result):
     """How well grad f(y_t) stands in for grad f(x_t) while SAMPa trains."""
 
     kind: ClassVar[str] = "gradients"
