@@ -179,10 +179,8 @@ class _Growing:
         return State(self._sums.cpu().numpy(), self._rounds, *self._at, self.seconds)
 
     def run(self, keeper: Keeper | None, show: bool | None, name: str) -> None:
-        total = len(self._points)
-        with progress_bar(total, f"surface {name}", "point", show=show) as bar:
-            if self._refinement is not None:
-                bar.total = max(int(self.evaluated.sum()), total // _SHARE)
+        guess = len(self._points) if self._refinement is None else max(int(self.evaluated.sum()), len(self._points) // _SHARE)
+        with progress_bar(guess, f"surface {name}", "point", show=show) as bar:
             try:
                 while True:
                     self._pass(keeper, bar)
