@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 import sam_core
 from landscape.cli.source import Source, check_one_model
-from landscape.curvature import hessian_trace, spectral_density, top_eigenpairs
+from landscape.curvature import hessian_trace, spectral_density, subsampled, top_eigenpairs
 from landscape.objective import Objective
 from landscape.results import store
 from landscape.results.types import Array, Result
@@ -33,6 +34,8 @@ class Hessian:
     """Stop the trace at this relative standard error; 0 skips the trace."""
     density: bool = True
     """Compute the spectral density too."""
+    parts: int = 0
+    """Measure the largest eigenvalue on so many disjoint parts of the examples too: how far it holds for others. 0 leaves it out."""
 
     def run(self) -> None:
         """Measure, print and save."""
@@ -42,12 +45,17 @@ class Hessian:
             raise ValueError(f"--k must be at least 1, got {self.k}")
         if not 0 < self.tol < 1:
             raise ValueError(f"--tol must be above 0 and below 1, got {self.tol}")
+        if self.parts in (1, 2) or self.parts < 0:
+            raise ValueError(f"--parts must be 0 or at least 3, got {self.parts}")
         objective = self.source.objective()
         path = _file_for(self.source, objective)
         _loss_line(objective)
         seed = self.source.seed
         eigen = top_eigenpairs(objective, k=self.k, tol=self.tol, seed=seed)
         _keep(path, eigen, "eigenvalues")
+        if self.parts:
+            largest = partial(top_eigenpairs, k=1, tol=self.tol, seed=seed)
+            _keep(path, subsampled(largest, objective, parts=self.parts, name="lambda_max", seed=seed), "on parts")
         if self.trace_tol > 0:
             _keep(path, hessian_trace(objective, tol=self.trace_tol, seed=seed, eigenpairs=eigen), "trace")
         if self.density:

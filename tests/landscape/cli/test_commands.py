@@ -60,7 +60,7 @@ def test_train_leaves_a_checkpoint_and_a_readable_file(run: Path) -> None:
 
 
 def test_measurements_are_those_of_the_python_calls(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["hessian", str(run), "--k", "2", "--trace-tol", "0.2", "--no-density"]) == 0
+    assert main(["hessian", str(run), "--k", "2", "--trace-tol", "0.2", "--no-density", "--parts", "3"]) == 0
     assert main(["sharpness", str(run), "--m", "16", "128"]) == 0
     assert main(["surface", str(run), "--x", "-1", "1", "5", "--y", "-0.5", "0.5", "3"]) == 0
     assert main(["surface", str(run), "--line", "--x", "-1", "1", "5"]) == 0
@@ -69,6 +69,9 @@ def test_measurements_are_those_of_the_python_calls(run: Path, capsys: pytest.Ca
     eigen = landscape.top_eigenpairs(same, k=2)
     np.testing.assert_allclose(file.eigen.values, eigen.values, rtol=1e-5)
     assert with_error(eigen.values[0], eigen.residuals[0])[:7] in printed
+    spread = file.subsampled["lambda_max"]
+    np.testing.assert_allclose(spread.values, eigen.values[:1], rtol=1e-5)
+    assert with_error(spread.values[0], spread.stderr[0]) in printed and len(spread.per_part) == 3
     sharp = landscape.m_sharpness(same, rho=0.05, m=16)
     assert [r.value for r in file.sharpness.values() if r.m == 16] == pytest.approx([sharp.value], rel=1e-5)
     plane = landscape.random_plane(same)
@@ -160,6 +163,7 @@ def test_anybodys_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["hessian"], "--model package.module:factory"),
         (["hessian", "{run}", "--device", "cuda:99"], "CUDA devices"),
         (["hessian", "{run}", "--k", "0"], "k must be"),
+        (["hessian", "{run}", "--parts", "2"], "--parts must be 0 or at least 3"),
         (["hessian", "{run}", "--out", "foreign.h5"], "foreign.h5"),
         (["sharpness", "{run}", "--rho", "nan"], "rho"),
         (["sharpness", "{run}", "--m", "1000"], "1000"),
