@@ -28,11 +28,27 @@ if TYPE_CHECKING:
     from landscape.results.store import open as open
     from landscape.results.store import save
     from landscape.sharpness import m_sharpness
-    from landscape.surfaces import Plane, eigen_plane, loss_surface, minima_plane, pca_plane, random_plane
+    from landscape.surfaces import (
+        Basin,
+        Connection,
+        Plane,
+        aligned,
+        connect_modes,
+        eigen_plane,
+        linear_path,
+        loss_surface,
+        loss_trajectory,
+        minima_plane,
+        pca_plane,
+        persistence,
+        random_plane,
+    )
     from landscape.traces import GradientTraceHook
 
 __all__ = [
+    "Basin",
     "Comparison",
+    "Connection",
     "CurvatureHook",
     "DenseOperator",
     "EmpiricalFisherOperator",
@@ -46,15 +62,20 @@ __all__ = [
     "Objective",
     "Plane",
     "Sizes",
+    "aligned",
     "check_deterministic",
     "compare",
+    "connect_modes",
     "eigen_plane",
     "hessian_trace",
+    "linear_path",
     "loss_surface",
+    "loss_trajectory",
     "m_sharpness",
     "minima_plane",
     "open",
     "pca_plane",
+    "persistence",
     "plots",
     "random_plane",
     "save",
@@ -83,7 +104,21 @@ _NAMES = {
     "objective": ("NonFiniteLossError", "Objective"),
     "results.store": ("open", "save"),
     "sharpness": ("m_sharpness",),
-    "surfaces": ("Plane", "eigen_plane", "loss_surface", "minima_plane", "pca_plane", "random_plane"),
+    "surfaces": (
+        "Basin",
+        "Connection",
+        "Plane",
+        "aligned",
+        "connect_modes",
+        "eigen_plane",
+        "linear_path",
+        "loss_surface",
+        "loss_trajectory",
+        "minima_plane",
+        "pca_plane",
+        "persistence",
+        "random_plane",
+    ),
     "traces": ("GradientTraceHook",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
