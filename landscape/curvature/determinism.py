@@ -84,10 +84,10 @@ def _look(objective: Objective, bar: Any) -> _Pass:
     marks: list[Tensor] = []
     examples: Tensor | None = None
     draws = False
-    weight, total = 0.0, torch.zeros((), dtype=torch.float64, device=objective.device)
-    params, fixed = objective.parameters, objective.batches.in_memory
+    weight, fixed = 0.0, objective.batches.in_memory
     with undisturbed(objective.device), closing(objective.batches.seeded()) as batches:
-        held = objective.held()
+        total = torch.zeros((), dtype=torch.float64, device=objective.device)
+        params, held = objective.parameters, objective.held()
         for _, batch in batches:
             if not fixed:
                 ordered, unordered = _marks(batch)

@@ -113,6 +113,8 @@ def test_what_the_objective_places_passes() -> None:
     ):
         state = torch.get_rng_state()
         assert not check_deterministic(Objective(model, loss, data)).draws
+        with torch.inference_mode():
+            assert not check_deterministic(Objective(model, loss, data)).draws
         assert torch.equal(torch.get_rng_state(), state)
 
 
