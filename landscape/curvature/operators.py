@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from landscape import stateless
+from landscape.curvature.determinism import check_deterministic
 from landscape.curvature.fisher import EmpiricalFisherOperator, MonteCarloFisherOperator
 from landscape.curvature.ggn import GGNOperator
 from landscape.curvature.hessian import HessianOperator
@@ -32,7 +33,7 @@ def undisturbed(operator: Operator) -> AbstractContextManager[None]:
 
 
 def as_operator(given: Objective | Operator) -> Operator:
-    """Return an operator as it is, and an objective as its Hessian.
+    """Return an operator as it is, and an objective as its Hessian; an objective that differs from pass to pass is refused first.
 
     Args:
         given: an operator or an objective.
@@ -43,6 +44,9 @@ def as_operator(given: Objective | Operator) -> Operator:
     Raises:
         TypeError: it is neither.
     """
+    objective = given if isinstance(given, Objective) else getattr(given, "objective", None)
+    if objective is not None:
+        check_deterministic(objective)
     if isinstance(given, Objective):
         return HessianOperator(given)
     if not isinstance(given, Operator):
