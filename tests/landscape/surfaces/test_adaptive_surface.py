@@ -29,6 +29,7 @@ SMALL = {
     "y": (-1, 1.5, 15),
     "tolerance": 3e-4,
 }  # five rounds for the network of `objective_with`, 169 points in the first
+LINE = {"x": (-1, 1, 41), "y": None, "tolerance": 3e-4}  # three, 13 points in the first
 FIELDS = ("loss", "accuracy", "stderr", "status", "error_estimate", "x", "y")
 
 
@@ -57,7 +58,8 @@ def bowl(batch_size: int = 2) -> tuple[Objective, Plane]:
 
 
 def same(a: Surface, b: Surface) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name), equal_nan=True) for name in FIELDS)
+    pairs = [(getattr(a, name), getattr(b, name)) for name in FIELDS]
+    return all(one is other is None or np.array_equal(one, other, equal_nan=True) for one, other in pairs)
 
 
 def test_a_network_is_found_within_the_tolerance_for_fewer_evaluations() -> None:
@@ -123,38 +125,38 @@ def test_one_pass_over_the_loader_a_round() -> None:
     assert 3 <= Counting.passes <= 12 and 169 < surface.cost.forwards < 525
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.86, 0.9, 0.96, 1.0])
-def test_an_interrupted_surface_goes_on_to_the_same_points_and_bits(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize(("grid", "share"), [(LINE, 0.1), (LINE, 0.5), (LINE, 0.9), (LINE, 1.0), (SMALL, 0.95)])
+def test_an_interrupted_surface_goes_on_to_the_same_points_and_bits(tmp_path: Path, grid: dict, share: float) -> None:
     path, whole_loss = tmp_path / "run.h5", Interruptible()
     plane = random_plane(objective_with(Interruptible()))
-    whole = loss_surface(objective_with(whole_loss), plane, **SMALL)
+    whole = loss_surface(objective_with(whole_loss), plane, **grid)
     calls = whole_loss.calls
     assert calls == 3 * whole.cost.forwards and (whole.status == Surface.INTERPOLATED).any()
     at = math.ceil(share * calls)
     with pytest.raises(KeyboardInterrupt):
-        loss_surface(objective_with(Interruptible(at)), plane, **SMALL, out=path, name="a")
+        loss_surface(objective_with(Interruptible(at)), plane, **grid, out=path, name="a")
     kept = store.load_partial(path, "a")
-    assert kept is not None and (kept[1]["round"] == 1) == (at <= 3 * 169)
+    assert kept is not None and (kept[1]["round"] == 1) == (at <= 3 * (13 if grid is LINE else 169))
     rest = Interruptible()
-    resumed = loss_surface(objective_with(rest), plane, **SMALL, out=path, name="a")
+    resumed = loss_surface(objective_with(rest), plane, **grid, out=path, name="a")
     assert same(resumed, whole) and resumed.cost.forwards == whole.cost.forwards
     assert calls - at < rest.calls <= calls - at + 257  # one portion at most is done again
     assert same(store.load(path, "surfaces/a"), whole) and not store.open(path).partial
 
 
 def test_interrupted_again_and_again(tmp_path: Path) -> None:
-    path, line = tmp_path / "run.h5", {"x": (-1, 1, 41), "y": None, "tolerance": 3e-4}
+    path = tmp_path / "run.h5"
     plane = random_plane(objective_with(Interruptible()))
-    whole = loss_surface(objective_with(Interruptible()), plane, **line)
+    whole = loss_surface(objective_with(Interruptible()), plane, **LINE)
     attempts = 0
     while True:
         attempts += 1
         try:
-            surface = loss_surface(objective_with(Interruptible(9)), plane, **line, out=path, save_every=0)
+            surface = loss_surface(objective_with(Interruptible(20)), plane, **LINE, out=path, save_every=0)
         except KeyboardInterrupt:
             continue
         break
-    assert attempts > 8 and np.array_equal(surface.loss, whole.loss) and np.array_equal(surface.error_estimate, whole.error_estimate)
+    assert attempts > 3 and same(surface, whole)
 
 
 SLOW = """
