@@ -29,7 +29,7 @@ from landscape.results.types import Array, Cost, Surface
 from landscape.stateless import undisturbed
 from landscape.surfaces.adaptive import Indices, Refinement
 from landscape.surfaces.directions import Plane
-from landscape.surfaces.points import Evaluator, Point, PointLoop
+from landscape.surfaces.points import WORTH_COMPARING, Evaluator, Point, evaluator, fastest
 from landscape.surfaces.resume import SUMS, Keeper, State
 
 Axis = tuple[float, float, int]
@@ -105,8 +105,10 @@ def loss_surface(
         return finished
     points = [(float(a), float(b)) for b in ((0.0,) if ys is None else ys) for a in xs]
     refinement = None if tolerance is None else Refinement(xs, ys, float(tolerance))
+    dimensions = 1 if ys is None else 2
     with undisturbed(objective.device):
-        growing = _Growing(objective, points, PointLoop(objective, plane, 1 if ys is None else 2), refinement, begun)
+        description["way"] = _way(objective, plane, dimensions, points) if begun is None else begun.way
+        growing = _Growing(objective, points, evaluator(objective, plane, dimensions, description["way"]), refinement, begun)
         growing.run(keeper, progress, name)
     evaluated, (loss, accuracy, stderr), estimate = growing.evaluated, growing.results(), None
     status = np.where(np.isnan(loss), Surface.FAILED, Surface.EVALUATED)
@@ -257,6 +259,14 @@ class _Growing:
             spread = np.maximum(squared - 2 * mean * weighted + mean**2 * (weights**2).sum(), 0)
             stderr = spread_to_stderr(weights) * np.sqrt(spread)
         return loss, accuracy, np.where(np.isfinite(loss), stderr, np.nan)
+
+
+def _way(objective: Objective, plane: Plane, dimensions: int, points: Sequence[Point]) -> str:
+    """Return the way in which points are evaluated, measured on the first batch where there are many of them."""
+    if len(points) * objective.examples < WORTH_COMPARING * max(1, objective.batches.batch_size):
+        return "plain"
+    with closing(objective.batches.seeded()) as batches:
+        return fastest(objective, plane, dimensions, next(batches)[1], points)[0]
 
 
 def _coordinates(which: str, axis: Any) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ class State(NamedTuple):
     batch: int
     point: int
     seconds: float
+    way: str = "plain"  # in which points were evaluated, see `points.ways`
 
 
 _WORDS = {
@@ -105,8 +106,9 @@ class Keeper:
             if not differ:
                 sums = np.stack([arrays[name].reshape(-1) for name in SUMS])
                 rounds = arrays.get("round", np.ones(self._shape, dtype=np.int64)).reshape(-1)
-                where = (attributes[key] for key in ("batch", "point", "seconds"))
-                return None, State(sums, rounds, attributes.get("round", 1), *where)
+                batch, point, seconds = (attributes[key] for key in ("batch", "point", "seconds"))
+                way = attributes["plane"].get("way", "plain")
+                return None, State(sums, rounds, attributes.get("round", 1), batch, point, seconds, way)
         if differ:
             raise ValueError(
                 f"{self._path} holds another surface {self._name!r}: the {' and '.join(differ)} differ. "
