@@ -17,7 +17,7 @@ import sam_core
 from landscape.curvature.tracking import CurvatureHook
 from landscape.objective import Objective
 from landscape.results import store
-from landscape.results.types import Cost, CurvatureTrace, Provenance, Result, TrainingHistory
+from landscape.results.types import Cost, GradientTrace, Provenance, TrainingHistory
 from landscape.traces import GradientTraceHook
 from sam_core import TrainConfig
 from sam_core.ranks import leads
@@ -130,7 +130,7 @@ def save_training(path: Path, result: TrainResult, hooks: Sequence[Measuring]) -
     _move_aside(path, history.provenance.parameter_sha256)
     store.save(path, history, run={"config": result.config.to_dict() | {"final": _final(result)}})
     for hook in hooks:
-        store.save(path, with_provenance(hook, result))
+        store.save(path, hook.result() if isinstance(hook, CurvatureHook) else with_provenance(hook, result))
 
 
 def _move_aside(path: Path, parameter_sha256: str) -> None:
@@ -158,12 +158,9 @@ def _device(result: TrainResult) -> torch.device:
     return next(result.model.parameters()).device
 
 
-def with_provenance(hook: Measuring, result: TrainResult) -> Result:
+def with_provenance(hook: GradientTraceHook, result: TrainResult) -> GradientTrace:
     """Return the trace of a finished run, with the data and the seed that the hook does not know."""
-    found = hook.result()
-    if isinstance(found, CurvatureTrace):
-        return found
-    return dataclasses.replace(found, provenance=dataclasses.replace(_provenance(result), batch_norm="batch"))
+    return dataclasses.replace(hook.result(), provenance=dataclasses.replace(_provenance(result), batch_norm="batch"))
 
 
 def history_of(result: TrainResult) -> TrainingHistory:
