@@ -53,6 +53,14 @@ def loss_surface(
     comes from the spread of its batches, each weighted as in the mean, and is widened for few of them such that loss ± 1.96 stderr covers
     in 95 % of all data sets.
 
+    With a tolerance a coarse grid is evaluated first, then round by round the points where the loss interpolated from the others, in its
+    logarithm, may be too far from the truth (`landscape.surfaces.adaptive`). `error_estimate` is in units of the loss and covers the true
+    error at 95 % of the interpolated points or more. What lies between the points of the coarse grid, 13 along an axis, and does not show
+    at them is not seen. Interpolated accuracies, cut to [0, 1], are less exact than losses, as they are steps, and have no estimate;
+    interpolated standard errors are what an evaluation there would have, without the error of interpolation. Where losses are zero or
+    negative, errors count relative to sqrt(L^2 + s^2), s a tenth of the median |L|. Points among failed ones only are not evaluated: NaN,
+    INTERPOLATED.
+
     Args:
         objective: the loss; the model is not written to.
         plane: where; its first direction alone if `y` is None.
