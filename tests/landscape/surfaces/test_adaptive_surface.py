@@ -33,6 +33,12 @@ LINE = {"x": (-1, 1, 41), "y": None, "tolerance": 3e-4}  # three, 13 points in t
 FIELDS = ("loss", "accuracy", "stderr", "status", "error_estimate", "x", "y")
 
 
+@pytest.fixture(autouse=True)
+def plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no trial runs of other ways to evaluate points be among the calls that are counted."""
+    monkeypatch.setattr("landscape.surfaces.grid.WORTH_COMPARING", math.inf)
+
+
 class Bowl(nn.Module):
     """A network of two inputs whose loss along its two weights is known; NaN beyond a radius."""
 
@@ -162,7 +168,9 @@ def test_interrupted_again_and_again(tmp_path: Path) -> None:
 SLOW = """
 import sys, time
 sys.path.insert(0, {tests!r})
+import landscape.surfaces.grid
 import test_adaptive_surface as t
+landscape.surfaces.grid.WORTH_COMPARING = float("inf")
 class Interruptible(t.Interruptible):
     def forward(self, outputs, target):
         time.sleep(0.05 * (self.calls > 510))
