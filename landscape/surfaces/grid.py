@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from landscape.surfaces.growing import Growing
 from landscape.surfaces.over_ranks import Dealer
 from landscape.surfaces.points import WORTH_COMPARING, Point, evaluator, fastest
 from landscape.surfaces.resume import Keeper
+from landscape.surfaces.weights import statistics_names
 
 Axis = tuple[float, float, int]
 
@@ -40,6 +41,7 @@ def loss_surface(
     y: Axis | None = (-1, 1, 51),
     *,
     tolerance: float | None = None,
+    statistics: Literal["keep", "recompute"] = "keep",
     out: str | Path | None = None,
     name: str = "surface",
     resume: bool = True,
@@ -68,6 +70,8 @@ def loss_surface(
         y: the same along the second one; None for a line.
         tolerance: of interpolated losses, relative: 0.01 is meant to leave 99 % of the points within 1 % and all within 3 %. None evaluates
             all points.
+        statistics: of batch norm in evaluation mode. "keep" has those of the model at every point; "recompute" computes them on the
+            objective's data at each, as in training, for one more forward pass: curves are flatter then (see docs/surfaces.md).
         out: result file in which the surface is kept while it grows, and in the end. None keeps nothing.
         name: of the surface in that file.
         resume: go on with a surface of this name in the file, or return it if it is complete (a more exact one too); False overwrites it.
@@ -87,11 +91,16 @@ def loss_surface(
         raise ValueError("the plane has one direction: pass y=None for a line, or make it with dimensions=2")
     if tolerance is not None and not (isinstance(tolerance, Real) and 0 < tolerance < 1):
         raise ValueError(f"tolerance must be above 0 and below 1, or None to evaluate all points, got {tolerance!r}")
+    if statistics not in ("keep", "recompute"):
+        raise ValueError(f"statistics must be 'keep' or 'recompute', got {statistics!r}")
+    if statistics == "recompute" and (objective.batch_norm == "batch" or not statistics_names(objective)):
+        why = "batch_norm='batch' has none" if objective.batch_norm == "batch" else f"{type(objective.model).__name__} has none"
+        raise ValueError(f"statistics='recompute' computes running statistics of batch norm, and {why}")
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a string that is not empty, got {name!r}")
     if not save_every >= 0:
         raise ValueError(f"save_every must be a number of seconds, got {save_every!r}")
-    _check_place(objective, plane)
+    _check_place(objective, plane, statistics)
     dealer = Dealer() if ranks else None
     if dealer is not None and not dealer.leads:
         out = None
@@ -103,6 +112,8 @@ def loss_surface(
         "batch_size": objective.batches.batch_size,
         "loss_function": getattr(loss_function, "__qualname__", type(loss_function).__qualname__),
     }
+    if statistics != "keep":
+        description["statistics"] = statistics
     if tolerance is not None:
         description["tolerance"] = float(tolerance)
     keeper = None if out is None else Keeper(out, name, xs, ys, description, provenance, save_every)
@@ -115,7 +126,7 @@ def loss_surface(
     refinement = None if tolerance is None else Refinement(xs, ys, float(tolerance))
     dimensions = 1 if ys is None else 2
     with undisturbed(objective.device):
-        way = _way(objective, plane, dimensions, points) if begun is None else begun.way
+        way = statistics if statistics != "keep" else _way(objective, plane, dimensions, points) if begun is None else begun.way
         description["way"] = way if dealer is None else dealer.agreed(way)
         growing = Growing(objective, points, evaluator(objective, plane, dimensions, description["way"]), refinement, begun, dealer)
         growing.run(keeper, progress, name)
@@ -126,7 +137,8 @@ def loss_surface(
         loss, accuracy, stderr, estimate = refinement.fill(evaluated, loss, accuracy, stderr)
     shape = (len(xs),) if ys is None else (len(ys), len(xs))
     loss, accuracy, stderr = (values.reshape(shape) for values in (loss, accuracy, stderr))
-    cost = Cost(forwards=float(evaluated.sum()), seconds=growing.seconds)
+    passes = 2 if statistics == "recompute" else 1
+    cost = Cost(forwards=float(passes * evaluated.sum()), seconds=growing.seconds)
     surface = Surface(
         name,
         xs,
@@ -167,7 +179,7 @@ def _coordinates(which: str, axis: Any) -> NDArray[np.float64]:
     return values
 
 
-def _check_place(objective: Objective, plane: Plane) -> None:
+def _check_place(objective: Objective, plane: Plane, statistics: str) -> None:
     """Refuse a plane that does not fit the model, or a model whose running statistics belong to other weights than the plane's."""
     here = objective.parameters
     shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (here, plane.origin)]
@@ -178,10 +190,10 @@ def _check_place(objective: Objective, plane: Plane) -> None:
                 f"{shapes[1].get(name, 'absent')} in the plane, {shapes[0].get(name, 'absent')} in the objective"
             )
     norms = [m for m in objective.model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
-    if not norms or objective.batch_norm != "eval" or plane.kind == "given":
+    if not norms or objective.batch_norm != "eval" or plane.kind == "given" or statistics == "recompute":
         return
     if any(not torch.equal(plane.origin[name].to(p.device, p.dtype), p) for name, p in here.items()):
         raise ValueError(
             "the plane is centred on other weights than the model has now, and the model's batch-norm statistics belong to its own; "
-            "use plane.around(objective), or batch_norm='batch'"
+            "use plane.around(objective), batch_norm='batch', or statistics='recompute'"
         )

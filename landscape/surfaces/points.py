@@ -14,10 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from landscape.batches import seed_torch
 from landscape.fastforms import Form, candidates, images_last
-from landscape.objective import Objective, Parameters
+from landscape.objective import Held, Objective, Parameters
 from landscape.surfaces.directions import Plane
+from landscape.surfaces.statistics import Recomputed
 from landscape.surfaces.together import Together, chain_of
+from landscape.surfaces.weights import statistics_names
 
 Point = tuple[float, float]
 
@@ -67,6 +70,34 @@ class PointLoop:
         return torch.stack(losses).double(), torch.stack(found).double() if len(found) == len(rights) else None
 
 
+class Restated:
+    """One point after another, each with running statistics of batch norm computed again there, once, before its first batch.
+
+    A point costs two forward passes then. See `Recomputed`.
+    """
+
+    def __init__(self, objective: Objective, plane: Plane, dimensions: int) -> None:
+        self._objective, self._loop = objective, PointLoop(objective, plane, dimensions)
+        self._compute, self._names = Recomputed(objective), statistics_names(objective)
+        self._held = objective.held()
+        self._known: dict[Point, Parameters] = {}
+
+    def __call__(self, batch: Any, index: int, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
+        """Evaluate one point after another."""
+        losses, rights = [], []
+        for point in points:
+            self._loop.move(*point)
+            if point not in self._known:
+                self._known[point] = self._compute.at(self._loop.point, self._names)
+            seed_torch(index, self._objective.device)
+            held = Held(self._held.fixed | self._known[point], self._held.written)
+            loss, outputs = self._objective.batch_loss_and_outputs(self._loop.point, batch, held)
+            losses.append(loss)
+            rights.append(self._objective.batch_correct(outputs, batch))
+        found = [right for right in rights if right is not None]
+        return torch.stack(losses).double(), torch.stack(found).double() if len(found) == len(rights) else None
+
+
 def ways(objective: Objective, batch: Any) -> list[str]:
     """Return the ways that there are for a network and batches like this one, the one that promises most first, "plain" last.
 
@@ -79,7 +110,9 @@ def ways(objective: Objective, batch: Any) -> list[str]:
 
 
 def evaluator(objective: Objective, plane: Plane, dimensions: int, way: str) -> Evaluator:
-    """Return what evaluates points in one of the `ways`."""
+    """Return what evaluates points in one of the `ways`, or with "recompute" with statistics of their own."""
+    if way == "recompute":
+        return Restated(objective, plane, dimensions)
     if way == "together":
         layers = chain_of(objective)
         assert layers is not None

@@ -1,5 +1,7 @@
 """Every way to evaluate points agrees with the plain loop, and the choice among them changes nothing."""
 
+import copy
+
 import pytest
 import torch
 from problems import NETWORKS, network
@@ -8,7 +10,7 @@ from torch.nn import functional as F
 
 from landscape.objective import Objective
 from landscape.stateless import undisturbed
-from landscape.surfaces import random_plane
+from landscape.surfaces import loss_surface, random_plane
 from landscape.surfaces.points import evaluator, fastest, ways
 from landscape.surfaces.together import chain_of
 from sam_core import models
@@ -112,3 +114,27 @@ def test_a_way_that_is_wrong_is_never_chosen(monkeypatch: pytest.MonkeyPatch) ->
         assert layers is not None
         monkeypatch.setattr("landscape.surfaces.points.chain_of", lambda of: [*layers[:1], *layers[2:]])  # a function is lost
         assert fastest(objective, plane, 2, (x, y), POINTS)[0] == "plain"
+
+
+def test_recomputed_statistics_are_those_of_a_training_pass_at_every_point() -> None:
+    problem = network("cnn")
+    objective = Objective(*problem)  # one batch: its statistics, with the unbiased variance
+    plane = random_plane(objective, seed=1)
+    found = loss_surface(objective, plane, (-1, 1, 3), (-1, 1, 4), statistics="recompute")
+    for j, b in enumerate(found.y):
+        for i, a in enumerate(found.x):
+            moved = copy.deepcopy(problem.model).train()
+            with torch.no_grad():
+                for name, p in moved.named_parameters():
+                    p.copy_(plane.origin[name] + float(a) * plane.directions[0][name] + float(b) * plane.directions[1][name])
+                for module in moved.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.momentum = None
+                        module.reset_running_stats()
+                moved(problem.data[0])
+                expected = problem.loss(moved.eval()(problem.data[0]), problem.data[1])
+            assert found.loss[j, i] == pytest.approx(float(expected), rel=1e-10)
+    assert found.cost.forwards == 24
+    assert abs(found.loss - loss_surface(objective, plane, (-1, 1, 3), (-1, 1, 4)).loss).max() > 1e-3
+    with pytest.raises(ValueError, match="has none"):
+        loss_surface(Objective(*network("mlp")), random_plane(Objective(*network("mlp"))), statistics="recompute")
