@@ -1,5 +1,6 @@
 """Sharpness measures, one file each, and the table of all of them."""
 
+from landscape.sharpness.all_measures import Choices, chosen, measure_all, table
 from landscape.sharpness.average_case import average_case
 from landscape.sharpness.fisher_trace import fisher_trace
 from landscape.sharpness.gradient_norm import gradient_norm
@@ -12,14 +13,18 @@ from landscape.sharpness.sam_gap import sam_gap
 from landscape.sharpness.worst_case import worst_case
 
 __all__ = [
+    "Choices",
     "average_case",
+    "chosen",
     "fisher_trace",
     "gradient_norm",
     "keskar",
     "low_pass",
     "m_sharpness",
+    "measure_all",
     "paired_difference",
     "relative_flatness",
     "sam_gap",
+    "table",
     "worst_case",
 ]

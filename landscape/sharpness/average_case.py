@@ -66,7 +66,7 @@ def average_case(
     )
     if (earlier := measurement.earlier(known)) is not None:
         return earlier
-    base, sizes = losses(objective, [objective.parameters], evaluate)
+    base, sizes = losses(objective, [objective.parameters], evaluate, small=False)
     measurement.check_finite(base[0], base[0], "piece")
     noisy = noisy_losses(
         objective,

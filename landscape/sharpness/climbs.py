@@ -87,7 +87,7 @@ def auto_pgd(at: ShardLoss, ball: Ball, starts: Sequence[Start], steps: int, whe
 def checkpoints(steps: int) -> list[int]:
     """Return after how many steps the length of steps is reconsidered: ceil(p_j steps), p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)."""
     shares, found = [0.0, 0.22], list[int]()
-    while (at := math.ceil(shares[-1] * steps)) < steps:
+    while (at := math.ceil(shares[-1] * steps - 1e-9)) < steps:
         if not found or at > found[-1]:
             found.append(at)
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))

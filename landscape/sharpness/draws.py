@@ -87,7 +87,7 @@ def noisy_losses(
             for start in range(0, len(mine), at_once):
                 chosen = mine[start : start + at_once]
                 points = [point for i in chosen for point in _points(objective, weights, scales, rho, seed, i, antithetic)]
-                found, sizes = losses(objective, points, evaluate)
+                found, sizes = losses(objective, points, evaluate, small=False)
                 rows.append((found @ sizes / sizes.sum()).reshape(len(chosen), -1))
                 bar.update(len(chosen))
         gathered.append(np.concatenate(rows) if rows else np.zeros((0, 1)), np.ones(len(mine)))
@@ -101,7 +101,8 @@ def noisy_losses(
 def _points(
     objective: Objective, weights: list[Tensor], scales: list[Tensor | None], rho: float, seed: int, draw: int, antithetic: bool
 ) -> Iterator[Parameters]:
-    generator = torch.Generator().manual_seed((seed << 32) + draw)
+    # PyTorch's generator looks at 32 bits of a seed only.
+    generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, draw]).generate_state(1)[0]))
     noise = []
     for w, t in zip(weights, scales, strict=True):
         # In float64 whatever the dtype, so that float32 and float64 see the same noise.

@@ -72,8 +72,7 @@ def fisher_trace(
 
     def decorate(shard: Any, index: int) -> Any:
         # max_y (logits + Gumbel noise) is a draw from softmax(logits); the noise belongs to the example, whichever way it is computed.
-        generator = torch.Generator().manual_seed((seed << 32) + index)
-        noise = -torch.empty(len(shard[1]), classes, dtype=torch.float64).exponential_(generator=generator).log()
+        noise = torch.from_numpy(np.random.default_rng([seed, index]).gumbel(size=(len(shard[1]), classes)))
         return shard, noise.to(objective.device)
 
     def evaluate(params: Parameters, decorated: Any, held: Held) -> Tensor:

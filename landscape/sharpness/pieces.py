@@ -19,9 +19,17 @@ from landscape.stateless import recurrent_gradients, undisturbed
 AT_LEAST = 32  # pieces that an error bar is made of, where the data have that many examples
 
 
-def pieces(objective: Objective) -> Generator[Any, None, None]:
-    """Yield the data in pieces of at most the objective's batch size, at least `AT_LEAST` of them; with batch statistics its batches."""
-    size = 0 if objective.batch_norm == "batch" else max(1, objective.examples // AT_LEAST)
+def pieces(objective: Objective, small: bool = True) -> Generator[Any, None, None]:
+    """Yield the data in pieces of at most the objective's batch size, at least `AT_LEAST` of them; with batch statistics its batches.
+
+    Args:
+        objective: whose data.
+        small: False for its batches in any case.
+
+    Yields:
+        Pieces, in data order.
+    """
+    size = 0 if objective.batch_norm == "batch" or not small else max(1, objective.examples // AT_LEAST)
     with closing(iter(objective.batches)) as batches:
         for batch in batches:
             yield from cut(batch, size)
@@ -31,7 +39,7 @@ def losses(
     objective: Objective,
     points: Sequence[Mapping[str, Tensor]],
     evaluate: Callable[..., Tensor] | None = None,
-    step: Callable[[], object] = lambda: None,
+    small: bool = True,
 ) -> tuple[Array, Array]:
     """Return the loss of every piece at every point (points, pieces), and the weights of the pieces (pieces,).
 
@@ -39,7 +47,7 @@ def losses(
         objective: the loss.
         points: parameters by name.
         evaluate: the mean loss of a batch at some parameters; None for the objective's.
-        step: called after every piece.
+        small: cut batches for the sake of an error bar over pieces.
 
     Returns:
         Losses and weights.
@@ -48,7 +56,7 @@ def losses(
     rows: list[Tensor] = []
     weights: list[float] = []
     examples = 0
-    with undisturbed(objective.device), closing(pieces(objective)) as cut_data:
+    with undisturbed(objective.device), closing(pieces(objective, small)) as cut_data:
         held = objective.held()
         for index, piece in enumerate(cut_data):
             row = []
@@ -58,7 +66,6 @@ def losses(
             rows.append(torch.stack(row))
             weights.append(objective.weight(piece))
             examples += count_examples(piece)
-            step()
         found = torch.stack(rows, 1).cpu().numpy()
     objective.count("forwards", examples * len(points))
     return found, np.array(weights)

@@ -147,7 +147,7 @@ class _Plain:
 
     def _evaluated(self, params: Parameters, piece: int) -> Tensor:
         # A model that draws draws the same wherever it is evaluated.
-        seed_torch(self._index + (piece << 32), self._shards.objective.device)
+        seed_torch(self._index + 1_000_003 * piece, self._shards.objective.device)
         return self._shards.evaluate(params, self._pieces[piece], self._shards.held)
 
     def _shares(self) -> list[float]:
