@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sam_core
+from landscape import sharpness
 from landscape.cli.source import Source, check_one_model
 from landscape.curvature import hessian_trace, spectral_density, subsampled, top_eigenpairs
 from landscape.objective import Objective
 from landscape.results import store
 from landscape.results.types import Array, Result
-from landscape.sharpness import m_sharpness
+from landscape.results.types import Sharpness as SharpnessResult
 from landscape.surfaces import loss_surface, random_plane
 
 
@@ -64,19 +65,36 @@ class Hessian:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Measure m-sharpness: the mean over shards of m examples of L(w + eps) - L(w), each shard climbing along its own gradient."""
+    """Measure sharpness: m-sharpness, or any of ten measures in one table; interrupted, the same command goes on."""
+
+    INTERRUPTED: ClassVar[str] = "; the same command goes on from what was saved"
 
     source: Source = field(default_factory=Source)
+    measures: tuple[str, ...] = ("m_sharpness",)
+    """all, or some of m_sharpness, sam_gap, gradient_norm, fisher_trace, worst_case, keskar, average_case, adaptive_average_case, low_pass,
+    relative_flatness; docs/sharpness.md says what each is."""
     rho: float = 0.05
-    """Radius of the climb."""
+    """Radius of the climb of m-sharpness; the SAM gap is measured over a list of radii, the others at the radii of their papers."""
     m: tuple[int, ...] | None = None
     """Examples per shard (Foret et al. 2021), one measurement each; by default 1, 16 and 128. (In mSAM, m is the number of shards.)"""
     p: float = 2.0
     """The climb stays in a ball of the p-norm, 1 <= p <= inf."""
+    steps: int = 1
+    """Steps of the climb of m-sharpness; SAM's is one."""
+    restarts: int = 0
+    """Further climbs from random points, for measures that climb several steps."""
+    adaptive: bool = False
+    """Climb relative to |w|, weight by weight (m-sharpness and the SAM gap)."""
+    draws: int | None = None
+    """Draws of the measures that average over noise; by default what each one's page says."""
 
     def run(self) -> None:
         """Measure, print and save."""
         sam_core.PNorm(self.rho, self.p)  # refuses a radius or norm that cannot be
+        sharpness.chosen(self.measures)
+        for name, value, low in (("--steps", self.steps, 1), ("--restarts", self.restarts, 0), ("--draws", self.draws, 3)):
+            if value is not None and value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}")
         objective = self.source.objective()
         examples = objective.examples
         for m in self.m or ():
@@ -84,9 +102,29 @@ class Sharpness:
                 raise ValueError(f"--m must be between 1 and {examples}, the number of examples, got {m}")
         path = _file_for(self.source, objective)
         _loss_line(objective)
-        first = 1 if objective.batch_norm == "eval" else 2  # a batch of one example has no statistics
-        for m in self.m or dict.fromkeys(min(m, examples) for m in (1, 16, 128) if m >= first):
-            _keep(path, m_sharpness(objective, rho=self.rho, m=m, p=self.p), f"m = {m}")
+        known = sharpness_in(path)
+        earlier = {id(r) for r in known}
+        choices = sharpness.Choices(self.rho, self.m, self.p, self.steps, self.adaptive, self.restarts, self.draws, self.source.seed)
+        found, left_out = [], []
+        for result in sharpness.measure_all(objective, self.measures, choices, known=known):
+            if isinstance(result, tuple):
+                left_out.append(result)
+                continue
+            found.append(result)
+            if id(result) not in earlier:
+                store.save(path, result)
+        print(sharpness.table(found))
+        for name, reason in left_out:
+            print(f"{name} was left out: {reason}")
+        again = sum(id(r) in earlier for r in found)
+        text = f"; {again} of {len(found)} were there already" if again else ""
+        print(f"{examples} examples, {found[0].settings['dtype']}{text}; saved in {path}" if found else f"nothing saved in {path}")
+
+
+def sharpness_in(path: Path) -> list[SharpnessResult]:
+    """Return the sharpness measures that a file holds."""
+    held = [store.load(path, name) for name in store.groups(path) if name.startswith("sharpness/")] if path.exists() else []
+    return [result for result in held if isinstance(result, SharpnessResult)]
 
 
 @dataclass(frozen=True)
