@@ -221,13 +221,15 @@ class Objective:
         loss = scalar(self._caller.loss[0](outputs, target))
         return loss / weight if self.reduction == "sum" else loss
 
-    def bound(self, params: Mapping[str, Tensor], form: Form = "plain") -> Callable[[Any, int], tuple[Tensor, Any]]:
+    def bound(
+        self, params: Mapping[str, Tensor], form: Form = "plain", held: Held | None = None
+    ) -> Callable[[Any, int], tuple[Tensor, Any]]:
         """Return a function from (batch, its number) to (loss, outputs) that reads these very tensors: write into them to move.
 
-        It equals `batch_loss_and_outputs(params, batch, form=form)` in a pass of `Batches.seeded`, without what that spends on putting
+        It equals `batch_loss_and_outputs(params, batch, held, form)` in a pass of `Batches.seeded`, without what that spends on putting
         parameters in place at every call.
         """
-        model, held = self.caller(form).model, self.held()
+        model, held = self.caller(form).model, held or self.held()
         now = held.fixed | held.written | {name: params[name].detach() for name in self.names}
         replaced = {id(t): now[name] for tensors in (model.named_parameters(), model.named_buffers()) for name, t in tensors}
         skeleton = skeleton_of(model, self.batch_norm, replaced)

@@ -29,6 +29,11 @@ COMMANDS = {
         "Surface",
         "Compute the loss on a line or a plane of filter-normalised directions; interrupted, the same command goes on.",
     ),
+    "path": (
+        "path",
+        "Path",
+        "Measure the loss between two checkpoints, straight or on a trained curve, with its barrier; or the trajectory of a run.",
+    ),
     "trace": (
         "train",
         "Trace",

@@ -19,7 +19,7 @@ from landscape.objective import Objective
 from landscape.results import store
 from landscape.results.types import Array, Result
 from landscape.results.types import Sharpness as SharpnessResult
-from landscape.surfaces import loss_surface, random_plane
+from landscape.surfaces import Plane, loss_surface, random_plane
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class Hessian:
         if self.parts in (1, 2) or self.parts < 0:
             raise ValueError(f"--parts must be 0 or at least 3, got {self.parts}")
         objective = self.source.objective()
-        path = _file_for(self.source, objective)
-        _loss_line(objective)
+        path = file_for(self.source, objective)
+        loss_line(objective)
         seed = self.source.seed
         eigen = top_eigenpairs(objective, k=self.k, tol=self.tol, seed=seed)
-        _keep(path, eigen, "eigenvalues")
+        keep(path, eigen, "eigenvalues")
         if self.parts:
             largest = partial(top_eigenpairs, k=1, tol=self.tol, seed=seed)
-            _keep(path, subsampled(largest, objective, parts=self.parts, name="lambda_max", seed=seed), "on parts")
+            keep(path, subsampled(largest, objective, parts=self.parts, name="lambda_max", seed=seed), "on parts")
         if self.trace_tol > 0:
-            _keep(path, hessian_trace(objective, tol=self.trace_tol, seed=seed, eigenpairs=eigen), "trace")
+            keep(path, hessian_trace(objective, tol=self.trace_tol, seed=seed, eigenpairs=eigen), "trace")
         if self.density:
-            _keep(path, spectral_density(objective, seed=seed, eigenpairs=eigen), "density")
+            keep(path, spectral_density(objective, seed=seed, eigenpairs=eigen), "density")
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Sharpness:
         for m in self.m or ():
             if not 1 <= m <= examples:
                 raise ValueError(f"--m must be between 1 and {examples}, the number of examples, got {m}")
-        path = _file_for(self.source, objective)
-        _loss_line(objective)
+        path = file_for(self.source, objective)
+        loss_line(objective)
         known = sharpness_in(path)
         earlier = {id(r) for r in known}
         choices = sharpness.Choices(self.rho, self.m, self.p, self.steps, self.adaptive, self.restarts, self.draws, self.source.seed)
@@ -150,20 +150,25 @@ class Surface:
     """Name of the surface in the result file; "plane" or "line" by default."""
     like: Path | None = None
     """Checkpoint or run folder of another model whose filters scale the directions: then both surfaces lie on the same plane."""
+    plane: Path | None = None
+    """Result file with one plane, from --save-plane or Plane.save: its directions through this model, or a plane of minima as it is."""
+    save_plane: Path | None = None
+    """Result file to keep the plane in, for the surfaces of other models."""
 
     def run(self) -> None:
         """Measure, print and save."""
+        if self.plane is not None and self.like is not None:
+            raise ValueError("--plane and --like both say where the directions come from: give one of them")
+        if self.save_plane is not None:
+            store.check_writable(self.save_plane)
         if not 0 < self.tolerance < 1:
             raise ValueError(f"--tolerance must be above 0 and below 1, got {self.tolerance}; --full evaluates all points")
         objective = self.source.objective()
-        path = _file_for(self.source, objective)
-        _loss_line(objective)
-        normalize = None if self.normalize == "none" else self.normalize
-        if self.like is None:
-            plane = random_plane(objective, normalize=normalize, seed=self.source.seed)
-        else:
-            other = Source(**{**vars(self.source), "checkpoint": self.like}).objective()
-            plane = random_plane(other, normalize=normalize, seed=self.source.seed).around(objective)
+        path = file_for(self.source, objective)
+        loss_line(objective)
+        plane = self._plane(objective)
+        if self.save_plane is not None:
+            plane.save(self.save_plane)
         name = self.name or ("line" if self.line else "plane")
         y, tolerance = None if self.line else self.y, None if self.full else self.tolerance
         surface = loss_surface(objective, plane, x=self.x, y=y, tolerance=tolerance, out=path, name=name)
@@ -172,8 +177,18 @@ class Surface:
             print(f"{'':>12}  {_interpolated(surface.status == surface.INTERPOLATED, surface.error_estimate, surface.loss)}")
         print(f"{'':>12}  {surface.cost}\n{'saved in':>12}  {path}\ndraw it with: landscape plot {path}")
 
+    def _plane(self, objective: Objective) -> Plane:
+        if self.plane is not None:
+            shared = Plane.load(self.plane)
+            return shared if shared.kind in ("pca", "minima") else shared.around(objective)
+        normalize = None if self.normalize == "none" else self.normalize
+        if self.like is None:
+            return random_plane(objective, normalize=normalize, seed=self.source.seed)
+        other = Source(**{**vars(self.source), "checkpoint": self.like}).objective()
+        return random_plane(other, normalize=normalize, seed=self.source.seed).around(objective)
 
-def _file_for(source: Source, objective: Objective) -> Path:
+
+def file_for(source: Source, objective: Objective) -> Path:
     """Find out before long work whether its result can be written, and belongs into that file."""
     path = source.results_file()
     store.check_writable(path)
@@ -183,7 +198,8 @@ def _file_for(source: Source, objective: Objective) -> Path:
     return path
 
 
-def _loss_line(objective: Objective) -> None:
+def loss_line(objective: Objective) -> None:
+    """Print loss and accuracy where the model stands; a loss that is no number stops here."""
     value, accuracy = (float(v) for v in objective.evaluate())
     objective.loss()  # stops here, and says where, if the loss is no number
     right = "" if math.isnan(accuracy) else f", accuracy {accuracy:.4f}"
@@ -197,6 +213,7 @@ def _interpolated(between: NDArray[np.bool_], estimate: Array, loss: Array) -> s
     return f"{(~between).sum():,} of {between.size:,} points evaluated{within}"
 
 
-def _keep(path: Path, result: Result, label: str) -> None:
+def keep(path: Path, result: Result, label: str) -> None:
+    """Save a result and print it."""
     store.save(path, result)
     print(f"{label:>12}  {result.summary()}\n{'':>12}  {result.cost}; saved in {path}")

@@ -5,6 +5,7 @@ from landscape.plots.curvature import curvature
 from landscape.plots.descent import descent
 from landscape.plots.eigenvalues import eigenvalues
 from landscape.plots.lines import lines
+from landscape.plots.paths import path, paths, trajectory
 from landscape.plots.report import RunReport, report
 from landscape.plots.saving import save
 from landscape.plots.scale import LossScale, loss_scale
@@ -32,6 +33,8 @@ __all__ = [
     "loss_scale",
     "method_looks",
     "over_seeds",
+    "path",
+    "paths",
     "report",
     "save",
     "sharpness",
@@ -41,4 +44,5 @@ __all__ = [
     "surfaces3d",
     "traces",
     "training",
+    "trajectory",
 ]

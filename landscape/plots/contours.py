@@ -200,6 +200,11 @@ def _panel(ax: Axes, surface: Surface, scale: LossScale, filled: bool, theme: st
     if trajectory is not None:
         path = np.asarray(trajectory, dtype=float)
         ax.plot(path[:, 0], path[:, 1], **_PATH)
+    marks = surface.plane.get("marks") if isinstance(surface.plane, dict) else None
+    for name, place in (marks or {}).items():
+        if len(place) == 2:
+            ax.annotate(label(name, 12), place, (4, 4), textcoords="offset points", size=7, color="white", path_effects=_OUTLINE, zorder=6)
+            ax.plot(*place, marker="o", ms=2.5, color="white", path_effects=_OUTLINE, zorder=6)
     if has_centre(surface):
         ax.plot(0, 0, **_CENTRE | {"ms": 5.0 if small else 7.0})
     lowest = lowest_point(surface)
@@ -208,6 +213,7 @@ def _panel(ax: Axes, surface: Surface, scale: LossScale, filled: bool, theme: st
 
 
 _PATH: dict[str, Any] = {"color": "#D55E00", "lw": 1.0, "path_effects": [patheffects.withStroke(linewidth=1.8, foreground="white")]}
+_OUTLINE = [patheffects.withStroke(linewidth=1.6, foreground=_DARK)]
 _CENTRE: dict[str, Any] = {
     "marker": "o",
     "mfc": "none",

@@ -10,6 +10,7 @@ from landscape.plots.contours import contours
 from landscape.plots.curvature import curvature
 from landscape.plots.eigenvalues import eigenvalues
 from landscape.plots.lines import lines
+from landscape.plots.paths import on_same_plane, paths, trajectory
 from landscape.plots.report import RunReport
 from landscape.plots.saving import save
 from landscape.plots.sharpness import sharpness
@@ -54,6 +55,15 @@ def draw_all(runs: Sequence[RunReport], out: str | Path, *, formats: Sequence[st
     plan("sharpness", sharpness, {run.name: run.sharpness for run in runs if run.sharpness}, looks=looks)
     plan("training", training, {run.name: run.training for run in runs if run.training is not None}, looks=looks)
     plan("curvature", curvature, {run.name: run.curvature for run in runs if run.curvature is not None}, looks=looks)
+    for run in runs:
+        end = "" if len(runs) == 1 else f"-{run.name}"
+        plan(f"paths{end}", paths, {name: p for name, p in run.paths.items() if p.t is not None})
+        steps = {name: p for name, p in run.paths.items() if p.t is None}
+        plan(f"steps{end}", paths, steps)
+        for name, p in run.paths.items():
+            same = [s for s in run.surfaces.values() if s.y is not None and p.coordinates is not None and on_same_plane(p, s)]
+            for surface in same:
+                plan(f"path-{name}-on-{surface.name}{end}", lambda of: trajectory(*next(iter(of.values()))), {name: (p, surface)})
     for run in runs:
         if run.gradients is not None and len(run.gradients.step):
             plan(f"gradients-{run.name}", lambda of: traces(*of.values()), {run.name: run.gradients})

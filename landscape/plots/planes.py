@@ -19,6 +19,11 @@ def direction(surface: Surface, axis: int) -> str:
         name = f"eigenvector {axis}"
     elif "pca" in kind:
         name = f"principal component {axis}"
+        explained = plane.get("explained_variance")
+        if isinstance(explained, list | tuple) and len(explained) >= axis:
+            name = f"component {axis} ({100 * explained[axis - 1]:.3g} % of variance)"
+    elif kind == "minima":
+        name = "from a to b" if axis == 1 else "towards c" if "c" in (plane.get("marks") or {}) else name
     elif kind == "interpolation":
         name = "interpolation"
     return f"{name} ({label(normalize, 12)}-normalised)" if normalize and str(normalize).lower() != "none" else name

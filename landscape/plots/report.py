@@ -22,6 +22,7 @@ from landscape.plots.curvature import curvature
 from landscape.plots.eigenvalues import eigenvalues
 from landscape.plots.interactive import CONFIG
 from landscape.plots.lines import lines
+from landscape.plots.paths import on_same_plane, paths, trajectory
 from landscape.plots.saving import METADATA, write_whole
 from landscape.plots.scale import loss_scale
 from landscape.plots.sharpness import sharpness
@@ -35,6 +36,7 @@ from landscape.results.types import (
     CurvatureTrace,
     Eigenpairs,
     GradientTrace,
+    LossPath,
     Sharpness,
     SpectralDensity,
     Surface,
@@ -57,11 +59,13 @@ class RunReport:
     surfaces: Mapping[str, Surface] = field(default_factory=dict)
     """By name; lines and planes."""
     gradients: GradientTrace | None = None
-    curvature: CurvatureTrace | None = None
     command: str = ""
     """The command that repeats the run."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Anything else worth showing; `train_accuracy` and `test_accuracy`, between 0 and 1, take precedence over the history's last row."""
+    curvature: CurvatureTrace | None = None
+    paths: Mapping[str, LossPath] = field(default_factory=dict)
+    """By name; curves between minima and trajectories."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,18 @@ def _sections(runs: list[RunReport]) -> list[_Section]:
                 _Picture(high, f"Surfaces. {alt}", *(_svg(surfaces3d(plane, width=w, scale=scale)) for w in (FULL, COLUMN))),
             ]
             sections.append(_Section(f"plane-{len(sections)}", f"On a plane: {name}", pictures, _Turntable(name, list(plane))))
+    for run in runs:
+        curves = {name: p for name, p in run.paths.items() if p.t is not None}
+        if curves:
+            caption = "Loss and accuracy between two minima; upright lines are barriers above the dotted chord."
+            add(f"paths-{len(sections)}", f"Between minima: {run.name}", caption, curves, paths, "Losses on the paths", True)
+        for name, steps in run.paths.items():
+            for surface in run.surfaces.values():
+                if steps.t is None and surface.y is not None and on_same_plane(steps, surface):
+                    caption = "The steps of the training run, projected on the plane of the surface by least squares."
+                    alt = f"Steps {steps.step[0]} to {steps.step[-1]}" if steps.step is not None and len(steps.step) else "Steps"
+                    picture = _Picture(caption, f"{alt} of {run.name}, over the loss on their plane.", _svg(trajectory(steps, surface)))
+                    sections.append(_Section(f"steps-{len(sections)}", f"Trajectory: {run.name}, {name}", [picture]))
     add(
         "eigenvalues",
         "Hessian: largest eigenvalues",

@@ -107,6 +107,7 @@ def results_of(run: RunReport) -> dict[str, list[Result]]:
         "Hessian": [run.eigen, run.trace, run.density],
         "sharpness": list(run.sharpness.values()),
         "surfaces": list(run.surfaces.values()),
+        "paths": list(run.paths.values()),
         "gradients": [run.gradients],
         "curvature while training": [run.curvature],
     }

@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landscape.batches import Batches, count_examples, seed_torch
+from landscape.batches import Batches, count_examples
 from landscape.intervals import spread_to_stderr
-from landscape.objective import Objective, tensors_sha256
+from landscape.objective import Held, Objective, Parameters, tensors_sha256
 from landscape.progress import progress as progress_bar
 from landscape.results import store
 from landscape.results.types import Array, LossPath, Provenance
 from landscape.stateless import undisturbed
 from landscape.surfaces.alignment import aligned
 from landscape.surfaces.curves import CurveType, coefficients, place
-from landscape.surfaces.statistics import Recomputed, with_statistics
+from landscape.surfaces.statistics import Recomputed
 from landscape.surfaces.weights import Point, Weights, difference, dot, statistics_names, weights_of
 
 Statistics = Literal["interpolate", "recompute"]
@@ -207,27 +207,29 @@ def losses_along(
     classified, examples = True, 0
     with undisturbed(device), progress_bar(objective.examples * len(shares) * (1 + anew), title, "example", show=show) as bar:
         held = objective.held()
-        of_point = []
+        statistics_here = {name: held.fixed[name].clone() for name in names}
+        call = objective.bound(here, held=Held(held.fixed | statistics_here, held.written))
+        of_point: list[Parameters] = []
         if anew:
             data = None if statistics_data is None else _batches(objective, statistics_data)
             recomputed = Recomputed(objective, data)
             for c in shares:
                 place(points, c, here)
-                of_point.append(with_statistics(held, recomputed.at(here, names)))
+                of_point.append(recomputed.at(here, names))
                 bar.update(objective.examples)
         else:
             for c in shares:
                 mixed = {name: torch.empty_like(corners[0].statistics[name]) for name in names}
                 place([corner.statistics for corner in corners], c, mixed)
-                of_point.append(with_statistics(held, mixed))
+                of_point.append(mixed)
         with closing(objective.batches.seeded()) as batches:
             for index, batch in batches:
                 n, size = objective.weight(batch), count_examples(batch)
                 row, rights = [], []
-                for c, held_there in zip(shares, of_point, strict=True):
+                for c, of in zip(shares, of_point, strict=True):
                     place(points, c, here)
-                    seed_torch(index, device)
-                    loss, outputs = objective.batch_loss_and_outputs(here, batch, held_there)
+                    place([of], [1.0], statistics_here)
+                    loss, outputs = call(batch, index)
                     row.append(loss.double())
                     rights.append(objective.batch_correct(outputs, batch))
                     bar.update(size)

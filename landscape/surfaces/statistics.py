@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from landscape.batches import Batches, count_examples
-from landscape.objective import Held, Objective, Parameters
+from landscape.objective import Objective, Parameters
 from landscape.stateless import LossCall, skeleton_of
 
 _NORM = nn.modules.batchnorm._NormBase
@@ -58,9 +57,3 @@ class Recomputed:
                 functional_call(self._caller, replaced, (batch,))
         self._objective.count("forwards", seen)
         return {name: fixed[name] for name in names}
-
-
-def with_statistics(held: Held, statistics: Mapping[str, Tensor]) -> Held:
-    """Return what the loss holds fixed, with these running statistics instead of the model's."""
-    fixed: dict[str, Any] = held.fixed | dict(statistics)
-    return Held(fixed, held.written)
