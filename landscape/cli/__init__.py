@@ -22,7 +22,7 @@ COMMANDS = {
     "sharpness": (
         "measure",
         "Sharpness",
-        "Measure m-sharpness: the mean over shards of m examples of L(w + eps) - L(w), each shard climbing along its own gradient.",
+        "Measure sharpness: m-sharpness, or any of ten measures in one table; interrupted, the same command goes on.",
     ),
     "surface": (
         "measure",
