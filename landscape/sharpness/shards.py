@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -29,8 +31,9 @@ from landscape.stateless import recurrent_gradients, undisturbed
 
 # Bytes that shards computed together may take beyond the model. Much larger chunks leave a CPU's caches and gain nothing.
 _MEMORY_BUDGET = {"cpu": 2**27, "cuda": 2**32}
-# So many one-step shards pay for finding out whether computing them together is faster; with fewer the loop is over before.
+# So many shards pay for finding out whether computing them together is faster; with fewer the loop is over before.
 _WORTH_A_TRIAL = 96
+_found: weakref.WeakKeyDictionary[Objective, dict[Any, int]] = weakref.WeakKeyDictionary()  # chunks that trials ended with
 _TRIAL = 4, 16  # shards tried, at least and at most
 
 Evaluate = Callable[[Parameters, Any, Held], Tensor]  # the mean loss of a batch
@@ -203,14 +206,43 @@ class _Shards:
             chunk, results = self._plan(first)
             bar.update(len(results))
             weights = [self.objective.weight(shard) for _, shard in first[: len(results)]]
-            for group in _groups(chain(first[len(results) :], mine), chunk, self._m):
-                # A short group, at the end, is not worth a batch shape of its own.
-                together = len(group) == chunk > 1
-                results += [self._together(group)] if together else [self._one(shard, i) for i, shard in group]
-                weights += [self.objective.weight(shard) for _, shard in group]
-                bar.update(len(group))
+            if chunk > 1 and self._can_be_viewed(first[0][1]):
+                self._views(chunk, results, weights, bar)
+            else:
+                for group in _groups(chain(first[len(results) :], mine), chunk, self._m):
+                    together = 1 < len(group) and (len(group) == chunk or len(group) >= _TRIAL[0])
+                    results += [self._together(group)] if together else [self._one(shard, i) for i, shard in group]
+                    weights += [self.objective.weight(shard) for _, shard in group]
+                    bar.update(len(group))
             gathered.append(_rows(results).cpu().numpy(), np.array(weights))
         return gathered.values, gathered.weights
+
+    def _can_be_viewed(self, shard: Any) -> bool:
+        """Tell whether many shards are a reshaped batch: cutting and stacking hundreds takes as long as computing them."""
+        plain = self._decorate is None and self._share.mine.step == 1 and self.objective.weighs_examples
+        flat = tree_flatten(shard)[0]
+        return plain and self.objective.batches.in_memory and all(isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in flat)
+
+    def _views(self, chunk: int, results: list[Tensor], weights: list[float], bar: Any) -> None:
+        """Compute all shards, many at once; what is left over at the end is shorter, or few."""
+        with closing(self.objective.batches.shards(chunk * self._m)) as batches:
+            for batch in batches:
+                flat, spec = tree_flatten(batch)
+                count = len(flat[0]) // self._m
+                full = count * self._m
+                if count:
+                    stacked = [leaf[:full].reshape(count, self._m, *leaf.shape[1:]) for leaf in flat]
+                    results.append(self._mapped(stacked, partial(tree_unflatten, treespec=spec)))
+                    weights += [float(self._m)] * count
+                if len(flat[0]) > full:
+                    rest = tree_unflatten([leaf[full:] for leaf in flat], spec)
+                    results.append(self._one(rest, len(weights)))
+                    weights.append(self.objective.weight(rest))
+                bar.update(count + (len(flat[0]) > full))
+
+    def _mapped(self, stacked: list[Tensor], shard_of: Callable[[list[Tensor]], Any]) -> Tensor:
+        with torch.no_grad(), _plain_attention():
+            return torch.func.vmap(lambda parts: self._measure(_Transformed(self, shard_of(parts))).reshape(-1))(stacked)
 
     def _given(self, shard: Any, index: int) -> Any:
         return shard if self._decorate is None else self._decorate(shard, index)
@@ -228,13 +260,11 @@ class _Shards:
             raise _NotVectorizable("batches hold values that differ from shard to shard and are no tensors with examples")
         stacked = [torch.stack(column) for v, column in zip(varies, columns, strict=True) if v]
 
-        def measure(parts: list[Tensor]) -> Tensor:
+        def shard_of(parts: list[Tensor]) -> Any:
             given = iter(parts)
-            shard = tree_unflatten([next(given) if v else leaf for v, leaf in zip(varies, flat, strict=True)], spec)
-            return self._measure(_Transformed(self, shard)).reshape(-1)
+            return tree_unflatten([next(given) if v else leaf for v, leaf in zip(varies, flat, strict=True)], spec)
 
-        with torch.no_grad(), _plain_attention():
-            return torch.func.vmap(measure)(stacked)
+        return self._mapped(stacked, shard_of)
 
     # ---- how many at once -------------------------------------------------------------------------------------------
 
@@ -242,12 +272,20 @@ class _Shards:
         """Return how many shards to compute at once, 1 for the loop, and what the loop has computed on the first shards already."""
         full = self.objective.examples // self._m // self._share.mine.step
         vectorize = self._work.vectorize
-        if vectorize is False or full < 2 or not first or (vectorize is None and full * self._work.passes < _WORTH_A_TRIAL):
+        if vectorize is False or full < 2 or not first or (vectorize is None and full < _WORTH_A_TRIAL):
             return 1, []
+        # One trial for each kind of work on an objective.
+        known = _found.setdefault(self.objective, {})
+        work = replace(self._work, progress=None), self._m, full, torch.get_num_threads()
+        if vectorize is None and work in known:
+            return known[work], []
         chunk = max(1, min(self._budget // self._bytes(first[0]), full))
-        if vectorize or chunk == 1:
-            return chunk, []
-        return self._trial(first[:chunk], chunk)
+        results: list[Tensor] = []
+        chunk = -(-full // -(-full // chunk))  # as many at a time as makes the groups alike
+        if not vectorize and chunk > 1:
+            chunk, results = self._trial(first[:chunk], chunk)
+        known[work] = chunk
+        return chunk, results
 
     def _bytes(self, shard: tuple[int, Any]) -> int:
         """Estimate the memory that a shard takes when computed with others: gradient, climb and activations."""
@@ -271,7 +309,7 @@ class _Shards:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # an operation without a batching rule warns, and is slow
                 self._together(first[:2])  # the first call of a transform is slow
-                together, fast = self._timed(lambda: [self._together(first)])
+                together, fast = min((self._timed(lambda: [self._together(first)]) for _ in range(2)), key=lambda found: found[1])
         except Exception:  # whatever it was: if it is the model's own, the loop meets it too and says so
             return 1, alone
         tolerance = 1e-4 if self.objective.dtype.itemsize < 8 else 1e-9
