@@ -14,6 +14,7 @@ import sam_core
 from landscape.cli.measure import file_for, keep, loss_line
 from landscape.cli.source import Source
 from landscape.surfaces import around_coordinates, connect_modes, linear_path, loss_surface, loss_trajectory, pca_plane
+from landscape.surfaces.weights import statistics_names
 from sam_core.training.checkpoint import LATEST
 
 # Barriers have standard errors over batches: there must be some.
@@ -120,7 +121,8 @@ class Path:
         assert steps.coordinates is not None
         if self.points:
             x, y = around_coordinates(steps.coordinates, self.points)
-            surface = loss_surface(objective, plane, x=x, y=y, out=path, name=name)
+            anew = statistics == "recompute" and statistics_names(objective)
+            surface = loss_surface(objective, plane, x=x, y=y, statistics="recompute" if anew else "keep", out=path, name=name)
             print(f"{'surface':>12}  {surface.summary()}\n{'':>12}  {surface.cost}; saved in {path}")
         print(f"draw it with: landscape plot {path}")
 

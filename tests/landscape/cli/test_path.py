@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.functional import cross_entropy
 
 import landscape
@@ -66,6 +67,39 @@ def test_two_runs_share_a_plane_from_a_file(runs: tuple[Path, Path], tmp_path: P
     assert main(["surface", str(runs[1]), *grid, "--plane", str(plane), "--out", str(files[1])]) == 0
     one, other = (landscape.open(file).surfaces["plane"].plane for file in files)
     assert one["direction_sha256"] == other["direction_sha256"] and one["origin_sha256"] != other["origin_sha256"]
+
+
+OWN = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(20, 6, generator=g), torch.randint(0, 3, (20,), generator=g)
+"""
+
+
+def test_state_dicts_of_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_path_model.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with torch.random.fork_rng():
+        for name in ("one.pt", "two.pt"):
+            torch.save(
+                torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).state_dict(), name
+            )
+        words = ["--model", "own_path_model:net", "--data", "own_path_model:data", "--align", "--points", "3"]
+        assert main(["path", "one.pt", "two.pt", *words]) == 0
+    path = landscape.open("run.h5").paths["aligned"]
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+    x = torch.randn(20, 6, generator=(g := torch.Generator().manual_seed(0)))
+    y = torch.randint(0, 3, (20,), generator=g)
+    for end, name in ((0, "one.pt"), (-1, "two.pt")):
+        model.load_state_dict(torch.load(name, weights_only=True))
+        assert path.loss[end] == pytest.approx(cross_entropy(model(x), y).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -182,13 +183,20 @@ def test_losses_that_are_no_numbers_leave_no_barrier_and_no_trace() -> None:
     assert path.loss[0] == -1 and path.loss[2] == 1
 
 
-def test_the_model_comes_back_after_an_error() -> None:
+@pytest.mark.parametrize("measure", [linear_path, connect_modes])
+def test_the_model_comes_back_after_an_interrupt(measure: Callable[..., object]) -> None:
     one, other, data = batch_norm_pair()
-    one[1].register_forward_hook(lambda module, inputs, outputs: calls.append(1) or (1 / 0 if len(calls) > 30 else None))
+
+    def interrupt(*_: object) -> None:
+        calls.append(1)
+        if len(calls) > 30:
+            raise KeyboardInterrupt
+
+    one[1].register_forward_hook(interrupt)
     calls: list[int] = []
     before = state_hash(one)
-    with pytest.raises(ZeroDivisionError):
-        linear_path(Objective(one, F.cross_entropy, data), one, other, 40, statistics="recompute")
+    with pytest.raises(KeyboardInterrupt):
+        measure(Objective(one, F.cross_entropy, data), one, other, points=40, statistics="recompute")
     assert state_hash(one) == before
 
 
