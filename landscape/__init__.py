@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from landscape.objective import NonFiniteLossError, Objective
     from landscape.results.store import open as open
     from landscape.results.store import save
-    from landscape.sharpness import m_sharpness
+    from landscape.sharpness import m_sharpness, paired_difference
     from landscape.surfaces import (
         Basin,
         Connection,
@@ -74,6 +74,7 @@ __all__ = [
     "m_sharpness",
     "minima_plane",
     "open",
+    "paired_difference",
     "pca_plane",
     "persistence",
     "plots",
@@ -103,7 +104,7 @@ _NAMES = {
     "curvature.tracking": ("CurvatureHook",),
     "objective": ("NonFiniteLossError", "Objective"),
     "results.store": ("open", "save"),
-    "sharpness": ("m_sharpness",),
+    "sharpness": ("m_sharpness", "paired_difference"),
     "surfaces": (
         "Basin",
         "Connection",

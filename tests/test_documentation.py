@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
         ("docs/training.md", "sharpness"),
         ("docs/curvature.md", "not deterministic: batch 0"),
         ("docs/estimators.md", "over each of 6 parts"),
+        ("docs/sharpness.md", "the first is sharper by"),
     ],
 )
 def test_code_blocks_run(page: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
