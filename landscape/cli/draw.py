@@ -83,7 +83,10 @@ def run_reports(files: Sequence[Path]) -> list[RunReport]:
         raise ValueError("give at least one result file, such as runs/sam/run.h5")
     read = {path: _read(path) for path in files}
     # One table compares sharpness at one rho and p: those that most files have.
-    settings = Counter(key for results in read.values() for key in {(r.measure, r.rho, r.p) for r in results if isinstance(r, Sharpness)})
+    measured = {path: dict.fromkeys((r.measure, r.rho, r.p) for r in results if isinstance(r, Sharpness)) for path, results in read.items()}
+    settings = Counter(key for keys in measured.values() for key in keys)
+    # Of several m where there are; the other measures have a table of their own: `landscape sharpness --measures all`.
+    settings = Counter({key: count for key, count in settings.items() if key[0].endswith("m_sharpness")}) or settings
     chosen = settings.most_common(1)[0][0] if settings else None
     if len(settings) > 1:
         print(f"landscape: sharpness was measured in {len(settings)} ways; shown is rho {chosen[1]:g}, p {chosen[2]:g}", file=sys.stderr)  # type: ignore[index]

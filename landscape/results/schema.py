@@ -99,7 +99,7 @@ def sharpness_name(sharpness: Sharpness) -> str:
     """Return the name under which a sharpness is stored: measure, rho, m, p where it is not 2, and every setting that is not plain."""
     name = f"{sharpness.measure}_rho{float(sharpness.rho)!r}_m{int(sharpness.m)}"
     name = name if sharpness.p == 2 else f"{name}_p{float(sharpness.p)!r}"
-    told = {"rho", "m", "p", "data", "examples", "dtype"} | ({"adaptive"} if sharpness.measure.startswith("adaptive") else set())
+    told = {"rho", "m", "p", "data", "examples", "dtype"} | ({"adaptive"} if "adaptive_m_sharpness" in sharpness.measure else set())
     plain: tuple[Any, ...] = (None, False, 0, "eval", "")
     further = {k: v for k, v in sharpness.settings.items() if k not in told and v not in plain and (k, v) != ("steps", 1)}
     text = "".join(f",{key}={value}" for key, value in sorted(further.items()))

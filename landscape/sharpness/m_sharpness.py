@@ -68,16 +68,18 @@ def m_sharpness(
 
     Returns:
         The value, its standard error over shards, widened for few of them such that value ± 1.96 stderr covers in 95 % of all runs (NaN
-        with one shard), the values of the shards, and with several steps the value reached after each.
+        with one shard), the values of the shards, and with several steps or restarts the value reached after each step; `measure` then is
+        "multistep_m_sharpness".
     """
     m = shard_size(objective, m)
     ascent = PNorm(rho, p, adaptive, eta)
     steps = whole_number("steps", steps, 1, None, "the number of steps of the climb")
     restarts = whole_number("restarts", restarts, 0, None, "the number of climbs from random points")
     check_batch_statistics(objective, m)
+    single = steps == 1 and not restarts
     measurement = Measurement(
         objective,
-        "adaptive_m_sharpness" if adaptive else "m_sharpness",
+        ("" if single else "multistep_") + ("adaptive_m_sharpness" if adaptive else "m_sharpness"),
         rho=rho,
         m=m,
         p=p,
@@ -86,7 +88,6 @@ def m_sharpness(
     )
     if (earlier := measurement.earlier(known)) is not None:
         return earlier
-    single = steps == 1 and not restarts
     measure = _one_step(ascent) if single else several_steps(objective, ascent, steps, restarts, seed)
     passes = steps * (1 + restarts)
     work = Work(vectorize, memory_budget, progress, ranks, f"m-sharpness, m = {m}", passes, 4 if single else 6)

@@ -153,7 +153,7 @@ def test_what_was_not_measured_alike_is_no_pair() -> None:
     for other, words in (
         (sharpness.m_sharpness(objective, 0.2, 4), "differ in rho: 0.1 and 0.2"),
         (sharpness.m_sharpness(objective, 0.1, 6), "differ in m: 4 and 6"),
-        (sharpness.m_sharpness(objective, 0.1, 4, steps=2), "differ in steps: 1 and 2"),
+        (sharpness.m_sharpness(objective, 0.1, 4, steps=2), "a is m_sharpness and b is multistep_m_sharpness"),
         (sharpness.m_sharpness(of_centres(1), 0.1, 4), "differ in data"),
         (sharpness.gradient_norm(objective), "a is m_sharpness and b is gradient_norm"),
     ):
