@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 import landscape
 from landscape.curvature import top_eigenpairs
 from landscape.objective import Objective, tensors_sha256
-from landscape.surfaces import Plane, eigen_plane, gaussian_draws, random_plane
+from landscape.surfaces import Plane, eigen_plane, gaussian_draws, loss_surface, random_plane
 
 
 def objective_of(kind: str, dtype: torch.dtype = torch.float64, **options: object) -> Objective:
@@ -52,6 +53,21 @@ def test_filter_normalisation_agrees_with_the_plain_one(kind: str) -> None:
         expected = plain_filter_normalisation(draw, objective.model)
         for name in objective.names:
             torch.testing.assert_close(direction[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+def test_losses_on_filter_normalised_planes_agree_with_the_plain_ones(kind: str) -> None:
+    objective = objective_of(kind)
+    surface = loss_surface(objective, random_plane(objective, seed=3), x=(-1, 1, 5), y=(-0.5, 1, 4))
+    directions = [plain_filter_normalisation(draw, objective.model) for draw in draws_of(objective, 3)]
+    inputs, target = network(kind).data
+    for j, i in itertools.product(range(4), range(5)):
+        moved = copy.deepcopy(objective.model).eval()
+        with torch.no_grad():
+            for name, p in moved.named_parameters():
+                p += surface.x[i] * directions[0][name] + surface.y[j] * directions[1][name]
+            expected = F.cross_entropy(moved(inputs), target).item()
+        assert surface.loss[j, i] == pytest.approx(expected, rel=1e-6)
 
 
 def test_filters_and_layers_get_the_norms_of_the_weights() -> None:
