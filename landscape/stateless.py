@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from landscape.batches import is_pair, untouched_random_state
@@ -72,9 +73,22 @@ def recurrent_gradients(model: nn.Module, device: torch.device) -> Iterator[None
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Run fused attention by its plain formula: the fused kernels have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
+    """Run fused operations by their plain formulas: attention has no second derivative, weight normalisation a wrong one."""
+    with sdpa_kernel(SDPBackend.MATH), _PlainWeightNorm():
         yield
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """w = g v / ||v||: what PyTorch's own operation says is its second derivative is not even symmetric (seen in 2.13, on a CPU)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
