@@ -110,3 +110,8 @@ def signs(operator: Operator, count: int, generator: torch.Generator) -> Tensor:
 def column_dots(one: Tensor, other: Tensor) -> Tensor:
     """Return the inner products (k,) of the columns of two matrices (n, k), summed in float64."""
     return torch.stack([torch.dot(a.double(), b.double()) for a, b in zip(one.unbind(1), other.unbind(1), strict=True)])
+
+
+def length_of(vector: Tensor) -> float:
+    """Return the norm of a vector, summed in float64: squares of float32 overflow from 1e19 on, and vanish below 1e-23."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from landscape.curvature.complement import Complement, Counted, Known, column_dots, inside, signs, without
+from landscape.curvature.complement import Complement, Counted, Known, column_dots, inside, length_of, signs, without
 from landscape.curvature.hutchinson import MIN_PROBES, Hutchinson
 from landscape.curvature.lanczos import Lanczos
 from landscape.results.types import Array
@@ -194,9 +194,9 @@ class HutchPlusPlus(Hutchinson):
         old = len(basis)
         noise = 100 * torch.finfo(self.operator.dtype).eps
         for image in images.unbind(1):
-            length = float(torch.linalg.vector_norm(image))
+            length = length_of(image)
             rest = without(image.to(dtype), basis)
-            left = float(torch.linalg.vector_norm(rest))
+            left = length_of(rest)
             if left > noise * length:
                 basis = torch.cat([basis, without(rest / left, basis)[None]])
         if len(basis) == old:

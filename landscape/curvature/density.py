@@ -23,6 +23,7 @@ _PROBES, _MOST_PROBES = 4, 64
 _WIDTH = 0.01  # of the Gaussians, as a share of the spectrum's range
 _POINTS_PER_WIDTH = 5
 _POINTS = 1024
+_REACH = 9  # widths beyond a bump where the grid ends: what is left there times any gap up to the next bump is nothing
 _SURE = 0.01  # residual, relative to the largest |eigenvalue|, up to which an eigenvector may be taken out
 
 
@@ -92,16 +93,19 @@ def spectral_density(
         steps = min(steps, size)
         bar.total = counted.products + (_PROBES if probes is None else most) * steps
         rules: list[_Rule] = []
+        # What products leave beside the known vectors is rounding at least: a rest of zeros is one bump, not the spectrum of that, and
+        # no bump so narrow that the numbers of a grid around the largest value cannot tell its points.
+        least = max(10 * torch.finfo(operator.dtype).eps, 1e-12) * float(np.abs(values).max(initial=0))
         while len(rules) < most and size:
             rules.append(_rule(rest, generator, steps))
-            if tol is not None and len(rules) >= 3 and _share_stderr(rules, sigma or _width(rules), size, operator.size) <= tol:
+            if tol is not None and len(rules) >= 3 and _share_stderr(rules, sigma or _width(rules, least), size, operator.size) <= tol:
                 break
     nodes = np.stack([np.concatenate([values, rule.nodes]) for rule in rules]) if rules else values[None]
     share = size / operator.size
     known = np.full(len(values), 1 / operator.size)
     weights = np.stack([np.concatenate([known, share * rule.weights]) for rule in rules]) if rules else known[None]
     if sigma is None:
-        sigma = _width(rules) if rules else _WIDTH * (float(np.ptp(values)) or float(np.abs(values).max()) or 1.0)
+        sigma = _width(rules, least) if rules else _WIDTH * (float(np.ptp(values)) or float(np.abs(values).max()) or 1.0)
     points = _grid(grid, nodes, values, rules, sigma)
     each = np.stack([_broadened(points, x, w, sigma) for x, w in zip(nodes, weights, strict=True)])
     stderr = np.full(len(points), math.nan if rules else 0.0)
@@ -180,10 +184,10 @@ def _apart(values: Array, residuals: Array, rules: list[_Rule], sigma: float) ->
     return values[(values > high + margin) | (values < low - margin)]
 
 
-def _width(rules: list[_Rule]) -> float:
+def _width(rules: list[_Rule], least: float) -> float:
     low, high = min(float(r.nodes.min()) for r in rules), max(float(r.nodes.max()) for r in rules)
     typical = float(np.mean([r.width for r in rules]))
-    return max(_WIDTH * (high - low), typical) or _WIDTH * abs(high) or _WIDTH
+    return max(_WIDTH * (high - low), typical, least) or _WIDTH * abs(high) or _WIDTH
 
 
 def _weighted_median(values: Array, weights: Array) -> float:
@@ -198,8 +202,12 @@ def _grid(grid: int | Array | None, nodes: Array, values: Array, rules: list[_Ru
     if isinstance(grid, int):
         return np.linspace(low - 6 * sigma, high + 6 * sigma, grid)
     # One stretch for what the probes saw, and one for each known value that lies apart: in between there is nothing to see.
-    ends = [(v - 7 * sigma, v + 7 * sigma) for v in values]
-    ends += [(min(float(r.nodes.min()) for r in rules) - 7 * sigma, max(float(r.nodes.max()) for r in rules) + 7 * sigma)] if rules else []
+    ends = [(v - _REACH * sigma, v + _REACH * sigma) for v in values]
+    ends += (
+        [(min(float(r.nodes.min()) for r in rules) - _REACH * sigma, max(float(r.nodes.max()) for r in rules) + _REACH * sigma)]
+        if rules
+        else []
+    )
     stretches: list[list[float]] = []
     for low, high in sorted(ends):
         if stretches and low <= stretches[-1][1]:

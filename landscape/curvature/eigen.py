@@ -70,6 +70,8 @@ def top_eigenpairs(
         raise ValueError(f"tol must be positive, got {tol!r}")
     if which not in ("magnitude", "largest", "smallest", "both"):
         raise ValueError(f"which must be 'magnitude', 'largest', 'smallest' or 'both', got {which!r}")
+    if not memory_budget >= 0:
+        raise ValueError(f"memory_budget must be a number of bytes, at least 0, got {memory_budget!r}")
     operator = as_operator(of)
     n = operator.size
     k = min(k, n)
@@ -78,7 +80,7 @@ def top_eigenpairs(
         raise ValueError(f"max_matvecs must be at least k = {k}, got {max_matvecs!r}")
     first = None if start is None else _start_vector(start, operator)
     meter = operator.objective.meter() if operator.objective else None
-    capacity = int(memory_budget // (n * torch.promote_types(operator.dtype, torch.float32).itemsize))
+    capacity = int(min(memory_budget, 2**62) // (n * torch.promote_types(operator.dtype, torch.float32).itemsize))
     sure = start is None and n <= _SURE_UP_TO if multiplicities is None else multiplicities
     with undisturbed(operator), progress_bar(None, "eigenvalues", "product", show=progress) as bar:
         lanczos = Lanczos(operator, generator_for(operator, seed), first)

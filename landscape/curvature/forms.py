@@ -65,6 +65,29 @@ def choose(
     return _measured[signature]
 
 
+def refuse_another_function(objective: Objective, point: Mapping[str, Tensor], held: Held, batch: Any, form: Form) -> None:
+    """Raise ValueError if a form that somebody named gives a few examples another loss or other outputs than the plain model.
+
+    A rewritten model is another function where modules are used in ways that no trace of the model shows, such as `conv.forward(x)`, or a
+    loss that calls parts of the model.
+
+    Args:
+        objective: whose loss.
+        point: its parameters.
+        held: what does not vary.
+        batch: the first batch.
+        form: the form.
+
+    Raises:
+        ValueError: it does.
+    """
+    batch = _first_examples(batch)
+    if form != "plain" and not _same(_evaluated(objective, point, held, batch, "plain"), objective, point, held, batch, form):
+        raise ValueError(
+            f"form {form!r} of this model fails, or gives another loss or other outputs than the model: leave form out, or use 'plain'"
+        )
+
+
 def _first_examples(batch: Any) -> Any:
     n = count_examples(batch)
     if any(t.ndim and len(t) != n for t in leaves(batch)):  # a batch that cannot be cut by examples

@@ -55,6 +55,7 @@ class Lanczos:
         self.broken_down = False  # the last step completed an invariant subspace
         self._blocks: list[Tensor] = []
         first = self._normal() if start is None else start.to(self.dtype)
+        first = first / first.abs().max().clamp(min=torch.finfo(self.dtype).tiny)  # or the squares of tiny numbers vanish
         self._ends = [_End(first / torch.linalg.vector_norm(first), np.zeros(0))]
         self._gram: Array = np.ones((1, 1))  # (e, e) inner products of the ends
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
@@ -47,7 +48,9 @@ class Operator(ABC):
         dtype = torch.promote_types(self.dtype, torch.float32)
 
         def product(vectors: Any) -> Any:
-            columns = torch.from_numpy(vectors.reshape(self.size, -1)).to(self.device, self.dtype)
+            if np.iscomplexobj(vectors):
+                return product(vectors.real) + 1j * product(vectors.imag)
+            columns = torch.from_numpy(np.array(vectors).reshape(self.size, -1)).to(self.device, self.dtype)  # copied: views run backwards
             return self.matmat(columns).to("cpu", dtype).numpy().reshape(vectors.shape)
 
         numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype

@@ -44,9 +44,11 @@ def as_operator(given: Objective | Operator) -> Operator:
     Raises:
         TypeError: it is neither.
     """
-    objective = given if isinstance(given, Objective) else getattr(given, "objective", None)
-    if objective is not None:
-        check_deterministic(objective)
+    parts = [operator for _, operator in given.terms] if isinstance(given, LinearCombination) else [given]
+    for part in parts:
+        objective = part if isinstance(part, Objective) else getattr(part, "objective", None)
+        if objective is not None:
+            check_deterministic(objective)
     if isinstance(given, Objective):
         return HessianOperator(given)
     if not isinstance(given, Operator):

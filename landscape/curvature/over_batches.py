@@ -14,7 +14,7 @@ from torch import Tensor
 
 from landscape import stateless
 from landscape.batches import leaves, seed_everything
-from landscape.curvature.forms import choose, several_at_once_pay
+from landscape.curvature.forms import choose, refuse_another_function, several_at_once_pay
 from landscape.curvature.linear import Operator
 from landscape.curvature.retained import Retained, default_budget
 from landscape.fastforms import Form, channels_last
@@ -57,7 +57,7 @@ class OverBatches(Operator):
         memory_budget: bytes that kept graphs may take. None allows 2 GiB, or half of the free memory of a GPU; 0 keeps nothing.
         form: which form of the model to use: "plain" as it is, "rewritten" with cheaper convolutions and normalisations, "channels_last" in
             this layout, too. All give the same product up to rounding. None takes the one that is fastest on a few examples; name it to
-            get the same bits on another day.
+            get the same bits on another day; a form that gives a few examples another loss is refused at the first product.
         at_once: whether `matmat` sends several vectors through a graph at once; None measures, on a GPU, whether that pays.
 
     Raises:
@@ -93,6 +93,7 @@ class OverBatches(Operator):
         self.point = {name: leaf.detach() for name, leaf in zip(objective.names, self._leaves, strict=True)}
         self._leaves_last: list[Tensor] | None = None  # laid out with channels last
         self.form = form
+        self._form_is_sure = form == "plain"
         self.seconds: dict[str, float] = {}  # of a product with a few examples, in the forms that were compared
         self.memory_budget = default_budget(self.device) if memory_budget is None else memory_budget
         self.memory_kept = 0  # bytes
@@ -197,6 +198,9 @@ class OverBatches(Operator):
     def _choose_form(self, batch: Any) -> None:
         if self.form is None:
             self.form, self.seconds = choose(self._of, self.point or {}, self._held, batch, partial(self._built, 0))
+        elif not self._form_is_sure:
+            refuse_another_function(self._of, self.point or {}, self._held, batch, self.form)
+        self._form_is_sure = True
 
     def _explain_not_finite(self, parts: list[Tensor], chosen: Sequence[int]) -> None:
         names = self._of.names

@@ -72,6 +72,8 @@ def hessian_trace(
         raise ValueError(f"eigenpairs is for method 'deflated', got method {method!r}: leave one of them out")
     if not isinstance(max_matvecs, int) or max_matvecs < 3:
         raise ValueError(f"max_matvecs must be an integer of at least 3, got {max_matvecs!r}")
+    if not memory_budget >= 0:
+        raise ValueError(f"memory_budget must be a number of bytes, at least 0, got {memory_budget!r}")
     operator = as_operator(of)
     n, objective = operator.size, operator.objective
     provenance = objective.provenance(seed) if objective else Provenance()
@@ -80,7 +82,7 @@ def hessian_trace(
     exact: tuple[float, float] | None = None
     with undisturbed(operator), progress_bar(None, "trace", "product", show=progress) as bar:
         counted = Counted(operator, max_matvecs, bar.update)
-        estimator = _estimator(method or "deflated", counted, seed, given, memory_budget)
+        estimator = _estimator(method or "deflated", counted, seed, given, min(memory_budget, 2**62))
         while True:
             needed = estimator.needed(tol)
             bar.total = min(counted.products + needed, max_matvecs)

@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import solve_triangular
 from torch import Tensor
 
-from landscape.curvature.complement import Counted, inside, signs, without
+from landscape.curvature.complement import Counted, inside, length_of, signs, without
 from landscape.intervals import mean_stderr
 from landscape.results.types import Array
 
@@ -108,9 +108,9 @@ class XTrace:
         noise = 100 * torch.finfo(self.operator.dtype).eps
         for image in images.unbind(1):
             image = image.to(found.dtype)
-            self._scale = max(self._scale, float(torch.linalg.vector_norm(image)))
+            self._scale = max(self._scale, length_of(image))
             rest = without(image, found)
-            length = float(torch.linalg.vector_norm(rest))
+            length = length_of(rest)
             if length <= noise * self._scale:
                 self._deficient = True  # the range of the operator is exhausted: every further image lies in it
             else:

@@ -194,3 +194,12 @@ def test_grid_and_sigma_are_as_asked_for():
 def test_wrong_arguments_of_the_density_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         spectral_density(DenseOperator(torch.eye(6)), **arguments)
+
+
+def test_beside_known_outliers_a_rest_of_zeros_is_one_bump_and_not_its_rounding():
+    for dtype in (torch.float64, torch.float32):
+        operator = DenseOperator(spectrum_matrix(np.concatenate([[5.0, 4.0, 3.0], np.zeros(37)])).to(dtype))
+        density = spectral_density(operator, eigenpairs=top_eigenpairs(operator, 3))
+        assert np.trapezoid(density.density, density.grid) == pytest.approx(1, abs=1e-3)
+        near = np.abs(density.grid) < 8 * density.sigma
+        assert np.trapezoid(density.density[near], density.grid[near]) == pytest.approx(37 / 40, abs=1e-3)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 
+from landscape.curvature import HessianOperator, top_eigenpairs
 from landscape.curvature.determinism import NotDeterministicError, check_deterministic
 from landscape.objective import Objective
 
@@ -132,3 +133,12 @@ def test_two_passes_and_no_more_once_for_an_objective() -> None:
     assert check_deterministic(objective) is found and objective.loss_at_parameters == found.loss
     assert len(calls) == 6
     assert Objective(model, loss, data, batch_size=5).loss_at_parameters == found.loss
+
+
+def test_every_operator_of_a_sum_is_looked_at() -> None:
+    _, loss, (x, y) = network("mlp")
+    augmented = DataLoader(Augmented(x, y, torch.Generator().manual_seed(0)), batch_size=4)
+    model = network("mlp").model
+    total = HessianOperator(Objective(model, loss, (x, y))) + HessianOperator(Objective(model, loss, augmented))
+    with pytest.raises(NotDeterministicError, match="augmentation"):
+        top_eigenpairs(total, 1)

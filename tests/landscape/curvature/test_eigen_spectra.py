@@ -1,5 +1,7 @@
 """Eigenpairs against spectra that are known, and against dense Hessians."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -224,3 +226,11 @@ def test_wrong_arguments_of_the_eigensolver_are_named(arguments, message):
         top_eigenpairs(DenseOperator(torch.eye(6)), **arguments)
     with pytest.raises(TypeError, match="DenseOperator"):
         top_eigenpairs(torch.eye(6))
+
+
+def test_a_start_vector_may_be_tiny_and_memory_unlimited():
+    operator = DenseOperator(spectrum_matrix(np.linspace(-1, 3, 30)).float())
+    start = 1e-25 * torch.randn(30, generator=torch.Generator().manual_seed(0))
+    assert top_eigenpairs(operator, 1, start=start, memory_budget=math.inf).values[0] == pytest.approx(3, rel=1e-4)
+    with pytest.raises(ValueError, match="memory_budget must be"):
+        top_eigenpairs(operator, 1, memory_budget=math.nan)

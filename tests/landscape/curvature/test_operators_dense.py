@@ -315,3 +315,22 @@ def test_the_operator_keeps_the_buffers_it_was_made_with():
     for buffer in problem.model.buffers():
         buffer.mul_(2)
     assert torch.equal(lazy.matvec(v), before) and torch.equal(kept.matvec(v), before)
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+def test_weight_normalisation_has_the_second_derivative_that_pytorch_gets_wrong(dim):
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 5), dim=dim)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(5, 3)).double()
+    data = torch.randn(9, 4, dtype=torch.float64), torch.randint(0, 3, (9,))
+    operator = HessianOperator(Objective(model, F.cross_entropy, data))
+    v = probe(operator.size)
+    assert relative(operator.matvec(v), finite_difference_product(model, F.cross_entropy, data, v)) < 1e-7
+
+
+def test_scipy_may_hand_over_any_array():
+    matrix = spectrum_matrix(np.linspace(-1, 3, 12))
+    linear, dense, v = DenseOperator(matrix).to_scipy(), np.asarray(matrix), np.arange(12.0)
+    v.setflags(write=False)
+    for vector in (v, v[::-1], np.stack([v, v])[:, ::-1].T, v * (1 + 2j)):
+        np.testing.assert_allclose(linear @ vector, dense @ vector, atol=1e-12)

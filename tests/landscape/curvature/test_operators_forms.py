@@ -284,3 +284,22 @@ def test_arithmetic_that_makes_no_sense_is_refused() -> None:
         h * h
     with pytest.raises(TypeError):
         h + "0.1"
+
+
+def test_a_named_form_that_is_another_function_is_refused():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3)
+            self.norm.running_mean.fill_(0.5)
+
+        def forward(self, x):
+            return (self.norm(self.conv(x)).tanh() + self.conv.forward(x)).mean(2)  # the second use shows in no trace of modules
+
+    x, y = torch.randn(6, 2, 7), torch.randint(0, 3, (6,))
+    objective = Objective(Around(), F.cross_entropy, (x, y), dtype=torch.float64)
+    v = torch.randn(objective.size, dtype=torch.float64)
+    with pytest.raises(ValueError, match="form 'rewritten' of this model"):
+        HessianOperator(objective, form="rewritten").matvec(v)
+    chosen = HessianOperator(objective)
+    assert torch.equal(chosen.matvec(v), HessianOperator(objective, form="plain").matvec(v)) and chosen.form == "plain"

@@ -233,3 +233,13 @@ def test_vectors_that_cannot_be_shown_to_belong_do_no_harm(operator, scale):
     problem = network("mlp")
     short = top_eigenpairs(Objective(*problem, dtype=torch.float32), k=3)
     assert abs(hessian_trace(Objective(*problem), eigenpairs=short).value - float(dense_hessian(*problem).trace())) < 0.2
+
+
+@pytest.mark.parametrize("method", ["deflated", "hutchinson", "hutch++", "xtrace"])
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_float32_of_any_scale(method, scale):
+    spectrum = np.concatenate([[5.0, -4.0, 3.0], np.linspace(0, 1, 57)])
+    matrix = spectrum_matrix(spectrum).float()
+    one, scaled = (hessian_trace(DenseOperator(m), method=method, max_matvecs=50) for m in (matrix, matrix * scale))
+    assert scaled.value / scale == pytest.approx(one.value, rel=1e-3) and scaled.stderr / scale == pytest.approx(one.stderr, rel=1e-2)
+    assert scaled.converged == one.converged and scaled.matvecs == one.matvecs

@@ -81,10 +81,10 @@ def test_a_hook_goes_on_from_its_state() -> None:
 
 
 def test_the_command_measures_and_draws(tmp_path: Path) -> None:
-    asked = "train --method sgd --epochs 2 --train-examples 200 --curvature-every 1 --curvature-examples 100"
+    asked = "train --method sgd --epochs 2 --train-examples 64 --test-examples 32 --curvature-every 1 --curvature-examples 20"
     assert main([*asked.split(), "--out", str(tmp_path)]) == 0
     found = landscape.open(tmp_path / "run.h5").curvature
-    assert found.epoch.tolist() == [0, 1, 2] and found.provenance.examples == 100
+    assert found.epoch.tolist() == [0, 1, 2] and found.provenance.examples == 20
     figure = plots.curvature({"sgd": found})
     figure.savefig(tmp_path / "curvature.png")
     assert plots.curvature({"sgd": found}, backend="plotly").data
