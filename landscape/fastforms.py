@@ -93,7 +93,8 @@ def _pairs(skeleton: nn.Module) -> list[tuple[str, str]]:
     try:
         with warnings.catch_warnings(), untouched_random_state(torch.device("cpu")):
             warnings.simplefilter("ignore")
-            traced = fx.Tracer().trace(skeleton_of(skeleton, "eval"))  # of a copy: a model may keep what it sees
+            # Of a copy, with buffers of its own: the model's code runs, and may keep what it sees or count in them.
+            traced = fx.Tracer().trace(skeleton_of(skeleton, "eval", {id(b): b.detach().clone() for b in skeleton.buffers()}))
     except Exception:  # whatever a model raises that meets no tensors
         return []
     calls = [node for node in traced.nodes if node.op == "call_module"]

@@ -32,6 +32,8 @@ _FUNCTIONS = (
 )  # fmt: skip
 _METHODS = ("tanh", "relu", "sigmoid", "sin", "cos", "exp", "square", "abs")
 
+_IGNORED = -100  # the class that cross entropy leaves out of its mean
+
 # Numbers of one layer's outputs over all points of a group: they should stay in a cache.
 _CPU_ELEMENTS, _GPU_ELEMENTS = 2**18, 2**26
 
@@ -55,7 +57,8 @@ def chain_of(objective: Objective) -> list[Layer] | None:
         getattr(m, name) for m in model.modules() for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     ):
         return None
-    copied = skeleton_of(model, objective.batch_norm)
+    # Tracing runs the model's own code, which may write into a buffer: into a copy of it.
+    copied = skeleton_of(model, objective.batch_norm, {id(b): b.detach().clone() for b in model.buffers()})
     try:
         with warnings.catch_warnings(), untouched_random_state(torch.device("cpu")):
             warnings.simplefilter("ignore")
@@ -142,7 +145,7 @@ class Together:
     def _losses(self, outputs: Tensor, target: Any, batch: Any) -> Tensor:
         if self._objective.loss_function is F.cross_entropy and self._objective.reduction == "mean" and self._plain_classes(target):
             found = F.cross_entropy(outputs.flatten(0, 1), target.repeat(len(outputs)), reduction="none")
-            return found.view(len(outputs), -1).mean(1)
+            return found.view(len(outputs), -1).sum(1) / (target != _IGNORED).sum()
         return self._loss(outputs, target, self._objective.weight(batch))
 
     def _outputs(self, x: Tensor, index: int, points: Sequence[tuple[float, float]]) -> Tensor:

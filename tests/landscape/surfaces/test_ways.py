@@ -138,3 +138,65 @@ def test_recomputed_statistics_are_those_of_a_training_pass_at_every_point() -> 
     assert abs(found.loss - loss_surface(objective, plane, (-1, 1, 3), (-1, 1, 4)).loss).max() > 1e-3
     with pytest.raises(ValueError, match="has none"):
         loss_surface(Objective(*network("mlp")), random_plane(Objective(*network("mlp"))), statistics="recompute")
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer, in place."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("kind", ["chain", "convolution"])
+def test_looking_for_ways_runs_the_model_without_writing_into_its_buffers(kind: str) -> None:
+    images = kind == "convolution"
+    layers = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3)) if images else nn.Linear(12, 3)
+    model = Counting(layers)
+    x, y = torch.randn(8, 3, 2, 2) if images else torch.randn(8, 12), torch.randint(0, 3, (8,))
+    objective = Objective(model, F.cross_entropy, (x, y))
+    ways(objective, (x, y))
+    loss_surface(objective, random_plane(objective), (-1, 1, 2), (-1, 1, 2))
+    assert float(model.calls) == 0
+
+
+def test_examples_that_cross_entropy_ignores_are_left_out_of_the_mean() -> None:
+    model, x, y = written()
+    y[6:9] = -100  # none in the first batch: the ways are not compared there
+    assert "together" in agree(Objective(model.double(), F.cross_entropy, (x.double(), y), batch_size=4))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_chain_that_takes_several_rows_an_example_is_evaluated_as_it_is(rows: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double(), torch.randn(20, rows, 3, dtype=torch.float64)
+    assert agree(Objective(model, F.mse_loss, (x, x[..., :2]), batch_size=6)) == ["plain"]
+
+
+def looked_at(outputs: Tensor, target: Tensor) -> Tensor:
+    loss = F.cross_entropy(outputs, target)
+    return loss if loss.item() < 1 else 2 * loss
+
+
+def chosen_examples(outputs: Tensor, target: Tensor) -> Tensor:
+    loss = F.cross_entropy(outputs, target, reduction="none")
+    return loss[loss > 0.1].mean()
+
+
+def random_shift(outputs: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(outputs + 0.1 * torch.randn_like(outputs), target)
+
+
+@pytest.mark.parametrize("loss", [looked_at, chosen_examples, random_shift])
+def test_losses_that_cannot_be_taken_at_many_points_at_once_are_taken_at_one(loss) -> None:
+    model, x, y = written()
+    objective = Objective(model.double(), loss, (x.double(), y), batch_size=4)
+    plane = random_plane(objective, seed=3)
+    surface = loss_surface(objective, plane, (-1, 1, 15), (-1, 1, 15))
+    assert surface.plane["way"] == "plain"
+    assert abs(surface.loss[3, 11] - objective.loss(plane.at(surface.x[11], surface.y[3]))) < 1e-12
