@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch.distributed
 from numpy.typing import NDArray
 
 import sam_core
@@ -20,6 +23,7 @@ from landscape.results import store
 from landscape.results.types import Array, Result
 from landscape.results.types import Sharpness as SharpnessResult
 from landscape.surfaces import Plane, loss_surface, random_plane
+from sam_core.ranks import leads, started_as_group
 
 
 @dataclass(frozen=True)
@@ -156,22 +160,33 @@ class Surface:
     """Result file to keep the plane in, for the surfaces of other models."""
 
     def run(self) -> None:
-        """Measure, print and save."""
+        """Measure, print and save; under torchrun the processes share the points, and the first one prints."""
+        if not started_as_group():
+            self._measure(together=False)
+            return
+        torch.distributed.init_process_group("gloo")
+        try:
+            with nullcontext() if leads() else redirect_stdout(StringIO()):
+                self._measure(together=True)
+        finally:
+            torch.distributed.destroy_process_group()
+
+    def _measure(self, *, together: bool) -> None:
         if self.plane is not None and self.like is not None:
             raise ValueError("--plane and --like both say where the directions come from: give one of them")
-        if self.save_plane is not None:
+        if self.save_plane is not None and leads():
             store.check_writable(self.save_plane)
         if not 0 < self.tolerance < 1:
             raise ValueError(f"--tolerance must be above 0 and below 1, got {self.tolerance}; --full evaluates all points")
         objective = self.source.objective()
-        path = file_for(self.source, objective)
+        path = file_for(self.source, objective) if leads() else self.source.results_file()
         loss_line(objective)
         plane = self._plane(objective)
-        if self.save_plane is not None:
+        if self.save_plane is not None and leads():
             plane.save(self.save_plane)
         name = self.name or ("line" if self.line else "plane")
         y, tolerance = None if self.line else self.y, None if self.full else self.tolerance
-        surface = loss_surface(objective, plane, x=self.x, y=y, tolerance=tolerance, out=path, name=name)
+        surface = loss_surface(objective, plane, x=self.x, y=y, tolerance=tolerance, out=path, name=name, ranks=together)
         print(f"{'surface':>12}  {surface.summary()}")
         if surface.error_estimate is not None:
             print(f"{'':>12}  {_interpolated(surface.status == surface.INTERPOLATED, surface.error_estimate, surface.loss)}")
