@@ -30,7 +30,7 @@ from landscape.sharpness.over_ranks import Share
 from landscape.stateless import recurrent_gradients, undisturbed
 
 # Bytes that shards computed together may take beyond the model. Much larger chunks leave a CPU's caches and gain nothing.
-_MEMORY_BUDGET = {"cpu": 2**27, "cuda": 2**32}
+_MEMORY_BUDGET = {"cpu": 2**28, "cuda": 2**32}
 # So many shards pay for finding out whether computing them together is faster; with fewer the loop is over before.
 _WORTH_A_TRIAL = 96
 _found: weakref.WeakKeyDictionary[Objective, dict[Any, int]] = weakref.WeakKeyDictionary()  # chunks that trials ended with
