@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -85,6 +86,7 @@ class Batches:
         self._whole: Any = None
         self._given: Any = None  # what `_whole` was made of
         self._source: Sequence[Any] | DataLoader | None = None
+        self._begun: list[Tensor] | None = None  # states of a loader's generators where the pass began that is under way
         self._sha256: str | None = None
         self._examples: int | None = None
         if isinstance(data, TensorDataset):
@@ -148,6 +150,14 @@ class Batches:
         # Between two batches the caller's code runs, so the loader's random stream is kept apart and put back on each turn.
         generators = [g for g in (loader.generator, getattr(loader.sampler, "generator", None)) if g is not None]
         saved = [g.get_state() for g in generators]
+        outermost = self._begun is None
+        if self._begun is None:
+            self._begun = saved
+        else:  # a pass within a pass reads the same batches, with workers of its own
+            for g, state in zip(generators, self._begun, strict=True):
+                g.set_state(state)
+            loader = copy.copy(loader)
+            loader._iterator = None
         stream: tuple[Any, ...] | None = None
         iterator: Iterator[Any] | None = None
         count = 0
@@ -170,6 +180,8 @@ class Batches:
         finally:
             for g, state in zip(generators, saved, strict=True):
                 g.set_state(state)
+            if outermost:
+                self._begun = None
         if not count:
             raise ValueError("data is empty: the loader gave no batch")
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from landscape.batches import seed_torch
+from landscape.batches import seed_everything
 from landscape.fastforms import Form, candidates, images_last
 from landscape.objective import Held, Objective, Parameters
 from landscape.surfaces.directions import Plane
@@ -63,6 +63,7 @@ class PointLoop:
         batch = images_last(batch) if self._form == "channels_last" else batch  # once for all points
         for x, y in points:
             self.move(x, y)
+            seed_everything(index, self._objective.device)  # of Python and NumPy too: a model draws the same at every point
             loss, outputs = self._call(batch, index)
             losses.append(loss)
             rights.append(self._objective.batch_correct(outputs, batch))
@@ -89,7 +90,7 @@ class Restated:
             self._loop.move(*point)
             if point not in self._known:
                 self._known[point] = self._compute.at(self._loop.point, self._names)
-            seed_torch(index, self._objective.device)
+            seed_everything(index, self._objective.device)
             held = Held(self._held.fixed | self._known[point], self._held.written)
             loss, outputs = self._objective.batch_loss_and_outputs(self._loop.point, batch, held)
             losses.append(loss)
