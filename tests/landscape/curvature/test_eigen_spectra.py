@@ -140,7 +140,7 @@ def test_too_few_products_are_no_convergence():
     assert not found.converged and found.matvecs == 8 and found.residuals.max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k == "recurrent" else k for k in NETWORKS])
 def test_networks_against_their_dense_hessians(kind):
     problem = network(kind)
     hessian = dense_hessian(*problem)
