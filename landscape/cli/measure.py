@@ -53,6 +53,8 @@ class Hessian:
         if self.parts in (1, 2) or self.parts < 0:
             raise ValueError(f"--parts must be 0 or at least 3, got {self.parts}")
         objective = self.source.objective()
+        if self.parts > objective.examples:
+            raise ValueError(f"--parts must be at most {objective.examples}, the number of examples, got {self.parts}")
         path = file_for(self.source, objective)
         loss_line(objective)
         seed = self.source.seed
