@@ -98,7 +98,7 @@ def loss_surface(
         raise ValueError(f"statistics='recompute' computes running statistics of batch norm, and {why}")
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a string that is not empty, got {name!r}")
-    if not save_every >= 0:
+    if not (isinstance(save_every, Real) and save_every >= 0):
         raise ValueError(f"save_every must be a number of seconds, got {save_every!r}")
     _check_place(objective, plane, statistics)
     dealer = Dealer() if ranks else None
@@ -172,7 +172,7 @@ def _coordinates(which: str, axis: Any) -> NDArray[np.float64]:
     low, high, n = axis
     if isinstance(n, bool) or not 2 <= n < math.inf or n != int(n):
         raise ValueError(f"{which}: the number of points must be an integer of at least 2, got {n!r}")
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (low < high and math.isfinite(float(high) - float(low))):
         raise ValueError(f"{which} must run from a finite number to a larger one, got {low!r} to {high!r}")
     values = np.linspace(low, high, int(n))
     values[np.abs(values) < 1e-12 * (high - low)] = 0.0

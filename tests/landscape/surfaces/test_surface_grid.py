@@ -281,6 +281,8 @@ def test_evaluation_is_the_same_whatever_ran_before() -> None:
         ({"x": (1, -1, 5)}, "x must run from a finite number to a larger one, got 1 to -1"),
         ({"x": (-1, math.inf, 5)}, "x must run from a finite"),
         ({"x": (-1, math.nan, 5)}, "x must run from a finite"),
+        ({"x": (-1e308, 1e308, 5)}, "x must run from a finite"),
+        ({"save_every": "often"}, "save_every"),
         ({"y": (-1, 1, 1)}, "y: the number of points must be an integer of at least 2, got 1"),
         ({"y": (-1, 1, 2.5)}, "y: the number of points"),
         ({"y": (-1, 1)}, "y must be .from, to, number of points., got"),
