@@ -19,6 +19,7 @@ from landscape.objective import Objective
 from landscape.results import store
 from landscape.results.types import Surface
 from landscape.surfaces import Plane, loss_surface, random_plane
+from landscape.surfaces.growing import Growing
 
 X, Y = (-1, 1, 5), (-0.5, 1, 3)
 
@@ -214,3 +215,20 @@ def test_a_plane_given_by_hand_is_kept_too(tmp_path: Path) -> None:
     plane = Plane(objective.parameters, random_plane(objective).directions)
     surface = loss_surface(objective, plane, X, Y, out=tmp_path / "new" / "run.h5")
     assert store.open(tmp_path / "new" / "run.h5").surfaces["surface"].plane == surface.plane
+
+
+def test_an_interrupt_before_a_portion_is_noted_counts_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = Objective(*network("mlp"), batch_size=5)
+    plane, moves = random_plane(objective), []
+
+    def placed(self: Growing, name: str, value: object) -> None:
+        if name == "_at" and isinstance(value, tuple) and value[1] == 1 and value[2]:
+            moves.append(value)
+            raise KeyboardInterrupt
+        object.__setattr__(self, name, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Growing, "__setattr__", placed, raising=False)
+        loss_surface(objective, plane, X, Y, out=tmp_path / "r.h5")
+    resumed = loss_surface(objective, plane, X, Y, out=tmp_path / "r.h5")
+    assert same(resumed, loss_surface(objective, plane, X, Y)) and moves[0][2] > 0
