@@ -159,7 +159,9 @@ def test_typed_access(path: Path) -> None:
     assert run.surfaces.get("nothing") is None and "filter" in run.surfaces and len(run.partial) == 0
     assert "hessian/eigen" in run and "paths/x" not in run
     assert "surfaces/filter" in repr(run) and "filter" in repr(run.surfaces)
-    with pytest.raises(ValueError, match=r"holds no surfaces/nothing; it holds training, traces/gradients, traces/curvature, hessian/eigen"):
+    with pytest.raises(
+        ValueError, match=r"holds no surfaces/nothing; it holds training, traces/gradients, traces/curvature, hessian/eigen"
+    ):
         run.surfaces["nothing"]
     store.save(path.with_name("b.h5"), history())
     with pytest.raises(ValueError, match=r"holds no hessian/eigen; it holds training$"):
