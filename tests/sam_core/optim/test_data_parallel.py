@@ -150,7 +150,7 @@ def of_world(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[d
     return cache(lambda world: processes.together(world, work, tmp_path_factory.mktemp("ranks"), limit=240))
 
 
-@pytest.fixture(params=[2, 4])
+@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def results(request: pytest.FixtureRequest, of_world: Callable[[int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """What each rank of 2, and of 4, has found."""
     return of_world(request.param)
