@@ -328,6 +328,8 @@ def draw(seconds: dict[str, list[tuple[float, float]]], slopes: dict[str, float]
         n, s = np.array(points).T
         ax.loglog(n, s, "o-", color="#0072B2", label=f"measured, power {slopes[what]:.2f}")
         ax.loglog(n, s[0] * n / n[0], "--", color="#7f7f7f", label="linear")
+        ax.set_xticks(n, [f"{int(v):,}" for v in n])
+        ax.minorticks_off()
         ax.set_xlabel(what)
         ax.set_ylabel("seconds per product")
         ax.legend(frameon=False)
