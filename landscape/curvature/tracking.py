@@ -27,7 +27,7 @@ class CurvatureHook(Hook):
     """Measures the k largest eigenvalues (and the trace) before the first epoch and after every `every`-th, and after the last.
 
     Lanczos starts from the eigenvectors of the time before, mixed with a random vector so that one that has come up since is seen, too:
-    two or three products track an eigenvalue that moves slowly. Training goes on to the same bits as without.
+    a few products track an eigenvalue that moves slowly. Training goes on to the same bits as without.
 
     Args:
         data: what the loss is measured on, in any form that `Objective` takes; some hundred examples are enough to follow a trend.
