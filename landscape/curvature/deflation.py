@@ -11,11 +11,12 @@ from torch import Tensor
 
 from landscape.curvature.complement import Complement, Counted, Known, column_dots, inside, length_of, signs, without
 from landscape.curvature.hutchinson import MIN_PROBES, Hutchinson
-from landscape.curvature.lanczos import Lanczos
+from landscape.curvature.lanczos import Lanczos, generator_for
 from landscape.results.types import Array
 
 _PILOTS = 8  # probes before the basis: they tell how far it should grow, and count as samples in the end
 _WIDENED = 1.5  # the square of what error bars are longer than the spread over the usual number of probes
+_BESIDE = 0x5DEECE66  # makes one seed another
 _PATIENCE = 3  # steps that do not pay before the basis is taken as it is
 
 
@@ -91,9 +92,11 @@ class Deflated(Hutchinson):
         if _WIDENED * 2 * share * norm <= MIN_PROBES * target**2:
             return
         complement = _Recorded(self.operator, given)
-        start = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float32, device=self.operator.device)
+        # Drawn beside the probes: these are the same for all operators of this size, so that two traces can be compared probe by probe.
+        beside = generator_for(self.operator, self.generator.initial_seed() ^ _BESIDE)
+        start = torch.randn(self.operator.size, generator=beside, dtype=torch.float32, device=self.operator.device)
         start = complement.project(start.to(torch.promote_types(self.operator.dtype, torch.float32)))
-        lanczos = Lanczos(complement, self.generator, start)
+        lanczos = Lanczos(complement, beside, start)
         idle = 0
         while lanczos.size < most and not lanczos.broken_down:
             lanczos.step()

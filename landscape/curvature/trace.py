@@ -51,7 +51,7 @@ def hessian_trace(
         tol: relative standard error to stop at.
         method: the estimator; None for "deflated", which had the smallest error per product or nearly so on every spectrum tried.
         max_matvecs: products at most; the result then says that it did not converge.
-        seed: of the probes; no global random state is used.
+        seed: of the probes, the same ones for every operator of this size; no global random state is used.
         eigenpairs: of the same operator, to take out of the estimate, with the basis they were found in if they still have it. Where it
             cannot be seen that they belong to it, a product with each vector makes up for that.
         memory_budget: bytes that a basis may take.
