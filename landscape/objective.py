@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from landscape.batches import Batches, count_examples, leaves, seed_torch
 from landscape.fastforms import Form, images_last, rewrite
-from landscape.provenance import device_name, library_version, names_sha256, tensors_sha256
+from landscape.provenance import command_line, device_name, library_version, names_sha256, tensors_sha256
 from landscape.results.types import Cost, Provenance
 from landscape.stateless import (
     LossCall,
@@ -431,6 +431,7 @@ class Objective:
             numpy_version=np.__version__,
             creation_library="landscape",
             creation_library_version=library_version(),
+            command=command_line(),
         )
 
     def __repr__(self) -> str:

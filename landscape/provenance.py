@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePath
 
 import torch
 from torch import Tensor
@@ -18,6 +21,8 @@ _QUESTION = ("parameter_sha256", "data_sha256", "examples", "varied_sha256", "ba
 # Losses that are closer than this are the same but for rounding: other thread counts and batch sizes sum in another order.
 _SAME_LOSS = {"float64": 1e-10, "float32": 1e-5}
 _SAME_LOSS_IN_SHORT = 2e-2
+_NO_COMMAND = ("", "-", "-c", "ipykernel_launcher.py")
+_LONGEST_COMMAND = 8_000  # an attribute of HDF5 holds 64 kB
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -66,3 +71,17 @@ def library_version() -> str:
         return version("landscape-sam")
     except PackageNotFoundError:
         return "unknown"
+
+
+def command_line() -> str:
+    """Return the command that this process runs, to be typed again in the folder where it was typed; empty where nobody typed one."""
+    name = PurePath(sys.argv[0] if sys.argv else "").name
+    module = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", None)
+    if name in _NO_COMMAND:
+        return ""
+    if module:
+        program = ["python", "-m", module.removesuffix(".__main__")]
+    else:
+        program = ["python", sys.argv[0]] if name.endswith(".py") else [name]
+    text = shlex.join([*program, *sys.argv[1:]])
+    return text if len(text) <= _LONGEST_COMMAND else ""

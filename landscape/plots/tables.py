@@ -89,6 +89,9 @@ _LABELS = {
     "data_sha256": "data's SHA-256",
     "examples": "examples",
     "batch_norm": "batch norm",
+    "batch_size": "batch size",
+    "varied_sha256": "varied parameters' SHA-256",
+    "loss_at_parameters": "loss at the weights",
     "seed": "seed",
     "dtype": "numbers",
     "device": "device",
@@ -119,6 +122,8 @@ def origins_table(runs: Sequence[RunReport]) -> Table:
     """Return what each run was measured on, and what it cost; where its measurements differ, each says its own."""
     rows: list[list[str]] = []
     for entry in fields(Provenance):
+        if entry.name == "command":  # each figure says its own
+            continue
         row = [_origin(run, entry.name) for run in runs]
         if any(cell != NONE for cell in row):
             rows.append([_LABELS.get(entry.name, entry.name), *row])

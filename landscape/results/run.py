@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from landscape.provenance import library_version
+from landscape.provenance import command_line, library_version
 from landscape.results.schema import ROOT, SCHEMA_VERSION
 from landscape.results.types import Provenance
 from landscape.results.values import Scalar, encode_attribute
@@ -59,7 +57,7 @@ def root_attributes(old: Mapping[str, Any] | None, run: Mapping[str, Scalar], pr
             "numpy_version": np.__version__,
             "git_commit": git_commit(),
             "world_size": int(os.environ.get("WORLD_SIZE", "1")),
-            "command": shlex.join(sys.argv),
+            "command": command_line(),
             "config": {},
         }
     else:

@@ -357,6 +357,7 @@ PROVENANCE = _attributes_of(
         "numpy_version": "version of numpy",
         "creation_library": "library that measured",
         "creation_library_version": "its version",
+        "command": "command line that measured it; empty where there was none",
     },
 )
 GROUP = (

@@ -54,6 +54,7 @@ class Provenance:
     numpy_version: str = ""
     creation_library: str = ""
     creation_library_version: str = ""
+    command: str = ""  # the command line that measured it; empty where there was none, as in a notebook
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a plain dictionary."""
