@@ -9,10 +9,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from landscape.batches import seed_torch
 from landscape.objective import Objective
-from landscape.stateless import skeleton_of
+from landscape.stateless import skeleton_of, undisturbed
 from landscape.surfaces.channels import Channels, Index, channels_of
 from landscape.surfaces.weights import Point, Weights, weights_of
 
@@ -60,13 +62,31 @@ def channels_for(objective: Objective) -> Channels:
         raise ValueError("models are aligned where the loss takes outputs and targets, and the inputs are one tensor; these are others")
     parameter = next(objective.model.parameters())
     inputs = inputs[:2].to(parameter.device, parameter.dtype if inputs.is_floating_point() else inputs.dtype)
-    channels = channels_of(skeleton_of(objective.model, "eval"), inputs)
+    skeleton = skeleton_of(objective.model, "eval")
+    with undisturbed(objective.device):
+        channels = channels_of(skeleton, inputs)
+        _check_function(channels, skeleton, inputs)
     permuted = {u for units in channels.classes for u in units.tolist()}
     held = [n for n, p in objective.model.named_parameters() if n in channels.axes and n not in objective.names]
     for name in held:
         if any(permuted.intersection(axis.units.tolist()) for axis in channels.axes[name]):
             raise ValueError(f"the objective does not vary {name!r}, whose units alignment permutes; give it params='all'")
     return channels
+
+
+def _check_function(channels: Channels, model: nn.Module, inputs: Tensor) -> None:
+    """Permute units at random and look whether the function stays: the rules of `channels` cannot know what a model's code does besides."""
+    to, draw = np.arange(channels.units), np.random.default_rng(0)
+    for units in channels.classes:
+        to[units] = draw.permutation(units)
+    own = {name: t.detach() for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    outputs: list[Tensor] = []
+    for tensors in (own, channels.permuted(own, to)):
+        seed_torch(0, inputs.device)
+        outputs.append(functional_call(model, {name: t.clone() for name, t in tensors.items()}, (inputs,)).double())
+    tolerance = torch.finfo(next(iter(own.values())).dtype).eps ** 0.5 * float(outputs[0].abs().max())
+    if not torch.allclose(outputs[0], outputs[1], rtol=0, atol=tolerance, equal_nan=True):
+        raise ValueError(f"{type(model).__name__} cannot be aligned: its function changes where units are permuted that seem to be alike")
 
 
 def matching(channels: Channels, a: dict[str, Tensor], b: dict[str, Tensor], seed: int) -> Index:

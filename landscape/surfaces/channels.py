@@ -9,6 +9,7 @@ applied to all tensors that they belong to, leaves the function as it is. Inputs
 from __future__ import annotations
 
 import operator
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -94,31 +95,43 @@ def channels_of(model: nn.Module, inputs: Tensor) -> Channels:
         ValueError: the model contains something else, or nothing in it can be permuted.
     """
     try:
-        graph = fx.symbolic_trace(model)
+        graph = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:  # whatever the model's own code raises when it meets a symbol
         raise ValueError(
             f"{type(model).__name__} cannot be aligned: its graph cannot be read ({' '.join(str(error).split())[:200]})"
         ) from None
-    follower = _Follower(graph, type(model).__name__)
+    follower = _Follower(graph, model)
     with torch.no_grad():
         follower.run(inputs)
     return follower.channels()
 
 
+def _is_of_torch(module: nn.Module) -> bool:
+    """Say whether a module computes what one of PyTorch's own does; subclasses that only add to it do."""
+    return type(module).forward.__module__.startswith("torch.nn.")
+
+
+class _Tracer(fx.Tracer):
+    """Takes subclasses of PyTorch's layers that compute the same for the layers that they are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or (_is_of_torch(m) and not isinstance(m, nn.Sequential))
+
+
 class _Follower(fx.Interpreter):
     """Runs a model node by node and follows its units."""
 
-    def __init__(self, graph: fx.GraphModule, name: str) -> None:
+    def __init__(self, graph: fx.GraphModule, model: nn.Module) -> None:
         super().__init__(graph)
-        self._name = name
+        self._name = type(model).__name__
         self._axis: dict[fx.Node, Axis | None] = {}
         self._parent: list[int] = []
         self._class: list[int] = []
         self._known: dict[tuple[int, int], int] = {}
         self._next = 0
         self._axes: dict[str, dict[int, Axis]] = defaultdict(dict)
-        tensors = [*graph.named_parameters(remove_duplicate=True), *graph.named_buffers(remove_duplicate=True)]
-        self._names = {id(t): n for n, t in tensors}
+        # Of the model: its graph calls a tensor that two layers share by the name in the layer that comes first in a pass.
+        self._names = {id(t): n for n, t in [*model.named_parameters(), *model.named_buffers()]}
 
     # ---- units and classes ------------------------------------------------------------------------------------------
 
@@ -169,6 +182,8 @@ class _Follower(fx.Interpreter):
     def _belongs(self, tensor: Tensor | None, axis: Axis, dim: int, what: str) -> None:
         if tensor is None:
             return
+        if id(tensor) not in self._names:
+            self._refuse(f"{what} has a weight that is computed from others, as by weight or spectral normalisation")
         name, placed = self._names[id(tensor)], Axis(dim, axis.units, axis.slots)
         if dim in self._axes[name]:
             self._tie(self._axes[name][dim], placed, what)
@@ -230,6 +245,7 @@ class _Follower(fx.Interpreter):
                 self._tie(axes[0], axes[1], what)
             return axes[0]
         if function in _KEEP_FUNCTIONS or (n.op == "call_method" and function in _KEEP_METHODS):
+            self._not_pooled(str(getattr(function, "__name__", function)), axes[0], source, what)
             return axes[0]
         if function is torch.cat:
             joined: Any = n.args[0]
@@ -239,7 +255,7 @@ class _Follower(fx.Interpreter):
                 self._refuse(f"{what} does not join units")
             return Axis(dim, np.concatenate([a.units for a in axes]), np.concatenate([a.slots for a in axes]))
         if function in (torch.mean, "mean", torch.sum, "sum", torch.amax):
-            return self._reduced(axes[0], source, value, what)
+            return self._reduced(n, axes[0], source, value, what)
         if function in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
             return self._flattened(axes[0], source, value, what)
         if function is operator.getitem:
@@ -250,10 +266,14 @@ class _Follower(fx.Interpreter):
 
     def _through(self, module: nn.Module, axis: Axis, source: Tensor, value: Tensor, what: str) -> Axis:
         kind = type(module)
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and kind.__module__.startswith("torch.nn."):
+        if not _is_of_torch(module):
+            self._refuse(f"{what} is a {kind.__name__}")
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             dim = source.ndim - 1 if isinstance(module, nn.Linear) else 1
-            if axis.dim != dim or getattr(module, "groups", 1) != 1:
-                self._refuse(f"{what} has groups, or takes units on another dimension than {dim}")
+            if getattr(module, "groups", 1) != 1:
+                self._refuse(f"{what} has groups")
+            if axis.dim != dim:
+                self._refuse(f"{what} takes units on dimension {dim}, and they are on dimension {axis.dim}")
             self._belongs(module.weight, axis, 1, what)
             out = self._new(value.shape[dim], dim)
             self._belongs(module.weight, out, 0, what)
@@ -267,17 +287,24 @@ class _Follower(fx.Interpreter):
             return axis
         if isinstance(module, nn.Flatten):
             return self._flattened(axis, source, value, what)
-        if isinstance(module, _KEEP_MODULES) and kind.__module__.startswith("torch.nn."):
+        if isinstance(module, _KEEP_MODULES):
+            self._not_pooled(next(k.__name__ for k in kind.__mro__ if k in _KEEP_MODULES), axis, source, what)
             return axis
         self._refuse(f"{what} is a {kind.__name__}")
 
-    def _reduced(self, axis: Axis, source: Tensor, value: Tensor, what: str) -> Axis:
-        gone = source.ndim - value.ndim
-        if gone and value.shape == source.shape[: source.ndim - gone] and axis.dim < value.ndim:  # over the last dimensions, such as pixels
-            return axis
-        if not gone and value.shape[axis.dim] == source.shape[axis.dim]:
-            return axis
-        self._refuse(f"{what} reduces more than the last dimensions")
+    def _not_pooled(self, name: str, axis: Axis, source: Tensor, what: str) -> None:
+        """Refuse pooling over units: that of k dimensions is over the last k."""
+        found = re.search("pool([123])d", name.lower())
+        if found and axis.dim >= source.ndim - int(found[1]):
+            self._refuse(f"{what} pools over units")
+
+    def _reduced(self, n: fx.Node, axis: Axis, source: Tensor, value: Tensor, what: str) -> Axis:
+        over: Any = n.args[1] if len(n.args) > 1 else n.kwargs.get("dim", n.kwargs.get("axis"))
+        dims = {d % source.ndim for d in (over if isinstance(over, tuple | list) else range(source.ndim) if over is None else [over])}
+        if dims & {0, axis.dim}:
+            self._refuse(f"{what} reduces over units or examples")
+        gone = 0 if value.ndim == source.ndim else sum(d < axis.dim for d in dims)
+        return Axis(axis.dim - gone, axis.units, axis.slots)
 
     def _flattened(self, axis: Axis, source: Tensor, value: Tensor, what: str) -> Axis:
         if value.shape == source.shape:

@@ -207,8 +207,9 @@ def losses_along(
     classified, examples = True, 0
     with undisturbed(device), progress_bar(objective.examples * len(shares) * (1 + anew), title, "example", show=show) as bar:
         held = objective.held()
-        statistics_here = {name: held.fixed[name].clone() for name in names}
-        call = objective.bound(here, held=Held(held.fixed | statistics_here, held.written))
+        statistics_here = {name: (held.fixed | held.written)[name].clone() for name in names}
+        fixed, written = ({n: statistics_here.get(n, t) for n, t in tensors.items()} for tensors in held)
+        call = objective.bound(here, held=Held(fixed, written))
         of_point: list[Parameters] = []
         if anew:
             data = None if statistics_data is None else _batches(objective, statistics_data)

@@ -57,7 +57,7 @@ class Recomputed:
                 seen, self._size = seen + size, size
                 functional_call(self._caller, replaced, (batch,))
         self._objective.count("forwards", seen)
-        return {name: fixed[name] for name in names}
+        return {name: (fixed | written)[name] for name in names}  # a norm layer of the model's own kind counts as one that may be written
 
     def _weigh(self, norm: Any, _: Any) -> None:
         """Before every use of a layer: let the next statistics count as much as each of those before. One may be used twice in a pass."""

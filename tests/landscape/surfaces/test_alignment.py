@@ -32,7 +32,25 @@ class Plain(nn.Module):
         return self.out(self.norm(F.gelu(self.hidden(both[:, 2:].flatten(1)))))
 
 
+class Tied(nn.Module):
+    """Two layers share a weight that the pass meets first in the one that was defined second; batch norm is of a kind of its own."""
+
+    class Norm(nn.BatchNorm1d):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second, self.first, self.norm = nn.Linear(6, 6), nn.Linear(6, 6), Tied.Norm(6)
+        self.second.weight = self.first.weight
+        self.into, self.out = nn.Linear(64, 6), nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.tanh(self.first(self.into(x.flatten(1)))))
+        return self.out(torch.tanh(self.second(x)))
+
+
 MODELS = {
+    "tied": Tied,
     "mlp": lambda: sam_core.models.make("mlp", 10, 1, image_size=8, seed=1),
     "small_cnn": lambda: sam_core.models.make("small_cnn", 10, 1, width=6, seed=1),
     "resnet8": lambda: sam_core.models.make("resnet8", 10, 1, width=4, seed=1),
@@ -47,10 +65,10 @@ def trained_looking(kind: str) -> Objective:
         torch.manual_seed(3)
         model = MODELS[kind]()
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm):
                 module.weight.data.uniform_(0.5, 1.5)
                 module.bias.data.uniform_(-0.5, 0.5)
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.running_mean.uniform_(-0.3, 0.3)
                 module.running_var.uniform_(0.5, 2)
     return Objective(model.double(), F.cross_entropy, (X.double(), Y))
@@ -129,9 +147,30 @@ class Branching(Unknown):
         return super().forward(x) if x.sum() > 0 else self.b(self.a(x.flatten(1)))
 
 
+class MeanOfChannels(nn.Module):
+    """As many channels as rows and columns: shapes do not tell which was averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.conv(x).mean(1).flatten(1))
+
+
+def weighing(model: nn.Sequential) -> nn.Sequential:
+    """Return the network with a hook that tells its units apart."""
+    model[2].register_forward_hook(lambda module, given, out: out * torch.linspace(0, 1, out.shape[1]))
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
+        (MeanOfChannels(), "reduces over units"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.MaxPool1d(3, 1, 1), nn.Linear(6, 10)), "pools over units"),
+        (nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 6)), nn.Linear(6, 10)), "computed from others"),
+        (weighing(nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 10))), "its function changes where units"),
         (Unknown(), "cumsum.*is unknown. Understood are linear"),
         (Branching(), "its graph cannot be read"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "none of its units can be permuted"),
