@@ -1,12 +1,17 @@
-"""A surface computed by several processes ("ranks"): pieces of a round are handed out as they are asked for, and the first rank collects.
+"""Points computed by several processes ("ranks"): pieces are handed out as they are asked for, and the first rank collects.
 
 What is handed out, and what comes back, goes through the key-value store at which the ranks met, so that nobody waits for anybody but for
-the end of a round. A rank that fails says so there, and all of them fail.
+the end of a round. A rank that fails says so there, and all of them fail. Every rank gives signs of life there too, from a thread of its
+own: who waits for a rank that was killed stops waiting, and says which one and since when.
 """
 
 from __future__ import annotations
 
+import contextlib
+import pickle
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -21,12 +26,15 @@ Given = TypeVar("Given")
 Places = NDArray[np.intp]
 _PIECES = 8  # of a round, for each rank: the last ones even out who is slow
 _LOOK = 0.02  # seconds between looks at what has come back
+_BEAT = 1.0  # seconds between signs of life, and between looks at those of others
+SILENCE = 60.0  # seconds without one after which a rank is given up
+ARRIVAL = 1800.0  # seconds within which it has to give the first one; the ranks' own time limit is that by default
 
-_made = 0  # surfaces of this process: all ranks compute the same ones, in the same order
+_made = 0  # surfaces and paths of this process: all ranks compute the same ones, in the same order
 
 
 class RankFailedError(RuntimeError):
-    """Another rank could not compute its part of a surface."""
+    """Another rank could not compute its part."""
 
 
 class Dealer:
@@ -44,18 +52,29 @@ class Dealer:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.leads = self.rank == 0
         self._store: Any = dist.distributed_c10d.PrefixStore(f"landscape/surface/{_made}", dist.distributed_c10d._get_default_store())
+        self._agreements = 0
+        self._seen: dict[int, tuple[bytes, float]] = {}  # the last sign of life of each other rank, and when it was new to us
+        self._looked, self._waiting = 0.0, 0.0
+        stop = threading.Event()
+        beating = threading.Thread(target=_beat, args=(self._store, self.rank, stop), name="signs of life", daemon=True)
+        beating.start()
+        weakref.finalize(self, _leave, self._store, self.rank, stop, beating)
 
     def agreed(self, given: Given) -> Given:
         """Return what the first rank gives."""
-        box = [given]
-        dist.broadcast_object_list(box, 0)
-        return box[0]
+        self._agreements += 1
+        key = f"agreed/{self._agreements}"
+        if self.leads:
+            self._store.set(key, pickle.dumps(given))
+            return given
+        self._await(key)
+        return pickle.loads(self._store.get(key))  # what our own first rank has put there
 
     def pieces(self, places: Places) -> list[Places]:
         """Return the pieces of a round, the same in every rank."""
         return np.array_split(places, max(1, min(len(places), _PIECES * self.world)))
 
-    def mine(self, round_: int, count: int) -> Iterator[int]:
+    def mine(self, round_: int | str, count: int) -> Iterator[int]:
         """Yield the numbers of pieces that fall to this rank, one after the other."""
         while (i := self._store.add(f"{round_}/next", 1) - 1) < count:
             yield i
@@ -65,19 +84,35 @@ class Dealer:
         self._store.set(name, np.ascontiguousarray(values, dtype=np.float64).tobytes())
 
     def there(self, name: str) -> bool:
-        """Say whether somebody has handed that in."""
-        return bool(self._store.check([name]))
+        """Say whether somebody has handed that in.
+
+        Args:
+            name: under which it is.
+
+        Returns:
+            Whether it is there.
+
+        Raises:
+            RankFailedError: the store does not answer.
+        """
+        try:
+            return bool(self._store.check([name]))
+        except RuntimeError as error:  # the store is in the memory of one process
+            raise RankFailedError(
+                f"rank {self.rank} has lost the process where the ranks met, usually that of rank 0: it was killed, or its machine is gone"
+            ) from error
 
     def taken(self, name: str, shape: tuple[int, ...]) -> Array:
         """Return the numbers of that name, when they are there.
 
-        Raises:
-            RankFailedError: a rank failed before.
+        Args:
+            name: under which they are handed in.
+            shape: of the numbers.
+
+        Returns:
+            The numbers, float64.
         """
-        while not self.there(name):
-            if self.there("failed"):
-                raise RankFailedError(self._store.get("failed").decode())
-            time.sleep(_LOOK)
+        self._await(name)
         return np.frombuffer(self._store.get(name), dtype=np.float64).reshape(shape).copy()
 
     def fail(self, error: BaseException) -> None:
@@ -85,3 +120,60 @@ class Dealer:
         if not isinstance(error, RankFailedError):
             said = " ".join(str(error).split())
             self._store.set("failed", f"rank {self.rank} failed: {type(error).__name__}: {said}".encode())
+
+    def _await(self, name: str) -> None:
+        """Return when that is there.
+
+        Raises:
+            RankFailedError: a rank failed, has left, or gives no signs of life any more.
+        """
+        self._waiting, self._seen = time.monotonic(), {}
+        while not self.there(name):
+            if self.there("failed"):
+                raise RankFailedError(self._store.get("failed").decode())
+            missing = self._missing()
+            if missing and not self.there(name):
+                raise RankFailedError(missing)
+            time.sleep(_LOOK)
+
+    def _missing(self) -> str:
+        """Say which rank will not hand in anything any more, and since when; nothing if all live."""
+        now = time.monotonic()
+        if now - self._looked < _BEAT / 2:
+            return ""
+        self._looked = now
+        for rank in range(self.world):
+            if rank == self.rank:
+                continue
+            if self.there(f"left/{rank}"):
+                return f"rank {rank} has left and its part is missing: it failed, see what it printed"
+            if not self.there(f"alive/{rank}"):
+                if now - self._waiting > ARRIVAL:
+                    return f"rank {rank} has not come within {ARRIVAL:g} seconds, and rank {self.rank} waits for it"
+                continue
+            sign = self._store.get(f"alive/{rank}")
+            before, since = self._seen.get(rank, (b"", 0.0))
+            if sign != before:
+                self._seen[rank] = sign, now
+            elif now - since > SILENCE:
+                last = time.strftime("%H:%M:%S", time.localtime(float(sign)))
+                return f"rank {rank} has given no sign of life since {last}: it was killed, or its machine is gone; start all of them again"
+        return ""
+
+
+def _beat(store: Any, rank: int, stop: threading.Event) -> None:
+    """Put the time where others can see it, again and again."""
+    with contextlib.suppress(RuntimeError):  # the place where the ranks met is gone: whoever waits finds out
+        while True:
+            store.set(f"alive/{rank}", str(time.time()))
+            if stop.wait(_BEAT):
+                return
+
+
+def _leave(store: Any, rank: int, stop: threading.Event, beating: threading.Thread) -> None:
+    """End the signs of life of a dealer that is not needed any more; whoever still waits for this rank waits in vain."""
+    stop.set()
+    if beating is not threading.current_thread():
+        beating.join(timeout=5)
+    with contextlib.suppress(RuntimeError):
+        store.set(f"left/{rank}", "1")
