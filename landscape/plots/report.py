@@ -29,7 +29,7 @@ from landscape.plots.sharpness import sharpness
 from landscape.plots.spectra import spectra
 from landscape.plots.style import COLUMN, FULL, INK, MISSING, PAPER, PaperFigure, method_looks, paper_style
 from landscape.plots.surfaces3d import surface3d, surfaces3d
-from landscape.plots.tables import methods_table, origins_table
+from landscape.plots.tables import Table, methods_table, origins_table
 from landscape.plots.traces import traces
 from landscape.plots.training import training
 from landscape.results.types import (
@@ -95,7 +95,12 @@ class _Section:
 
 
 def report(
-    runs: Sequence[RunReport] | Mapping[str, RunReport], path: str | Path, *, title: str = "Loss landscapes compared", command: str = ""
+    runs: Sequence[RunReport] | Mapping[str, RunReport],
+    path: str | Path,
+    *,
+    title: str = "Loss landscapes compared",
+    command: str = "",
+    tables: Mapping[str, Table] | None = None,
 ) -> Path:
     """Write one page with the table, every figure, what was measured on what, and how to repeat it.
 
@@ -104,6 +109,7 @@ def report(
         path: the page to write; missing folders are made.
         title: of the page.
         command: that writes this page again.
+        tables: further tables by title, such as paired differences, shown after the first one.
 
     Returns:
         The path.
@@ -135,6 +141,7 @@ def report(
             title=title,
             runs=given,
             table=methods_table(given),
+            tables=dict(tables or {}),
             origins=origins_table(given),
             sections=sections,
             command=command,
