@@ -1,23 +1,33 @@
-"""What plotly figures share: layout by theme, text that carries no markup, and the page around a figure."""
+"""What plotly figures share: layout by theme, text that carries no markup, values under the pointer, and the page around a figure."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
+import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
 from landscape.plots.scale import LossScale
 from landscape.plots.style import INK, MISSING, PALETTE, PAPER, label
+from landscape.results.types import Array, Surface
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-# newer versions of plotly.js offer to upload the chart; a page that needs no network has no such button
+# Newer versions of plotly.js offer to upload the chart; a page that needs no network has no such button. The wheel scrolls the page.
 CONFIG = {
     "responsive": True,
     "displaylogo": False,
     "plotlyServerURL": "",
+    "scrollZoom": False,
     "modeBarButtonsToRemove": ["sendChartToCloud", "sendDataToCloud"],
 }
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -57,6 +67,28 @@ def new_plotly(theme: str, *, rows: int = 1, columns: int = 1, titles: list[str]
     return figure
 
 
+def hover(surface: Surface) -> tuple[Array, str]:
+    """Return what to say of each point of a plane: loss with its standard error, accuracy, and how far an interpolated loss may be off.
+
+    Args:
+        surface: a surface with two axes.
+
+    Returns:
+        The values of each point, (ny, nx, k), and the template that shows them.
+    """
+    values, said = [surface.loss], ["loss %{customdata[0]:.5g}"]
+
+    def add(numbers: Array | None, text: str, joint: str) -> None:
+        if numbers is not None and np.isfinite(numbers).any():
+            said.append(joint + text.replace("#", f"customdata[{len(values)}]"))
+            values.append(np.asarray(numbers, np.float64))
+
+    add(surface.stderr, "%{#:.2g}", " ± ")
+    add(surface.accuracy, "accuracy %{#:.2%}", "<br>")
+    add(surface.error_estimate, "interpolated, within %{#:.2g}", "<br>")
+    return np.stack(values, axis=-1), "".join(said)
+
+
 def colorbar(scale: LossScale, theme: str, *, logarithm: bool) -> dict[str, Any]:
     """Return a colour bar in losses for colours that are heights (`logarithm`) or losses themselves."""
     levels, _ = scale.ticks(8)
@@ -71,22 +103,101 @@ def colorbar(scale: LossScale, theme: str, *, logarithm: bool) -> dict[str, Any]
     }
 
 
-@cache
-def camera_script() -> str:
-    """Return the JavaScript that makes all 3-D scenes of one figure turn together; `gd` is the figure's element."""
-    return (files(__package__) / "templates" / "cameras.js").read_text(encoding="utf-8")
-
-
-def page(figure: go.Figure, title: str, *, plotlyjs: bool | str = True) -> str:
-    """Return a page that shows the figure without a network; `plotlyjs` as in plotly's `write_html`."""
-    script = f"(function (gd) {{{camera_script()}}})(document.getElementById('{{plot_id}}'));"
-    body = figure.to_html(full_html=False, include_plotlyjs=plotlyjs, div_id="figure", post_script=script, config=CONFIG)
-    theme = "dark" if figure.layout.paper_bgcolor == PAPER["dark"] else "light"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' 'unsafe-inline' data: blob: file:\">"
-        f"<title>{html.escape(title)}</title>"
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>html,body{{margin:0;height:100%;background:{PAPER[theme]}}}body>div{{height:100%}}#figure{{min-height:100%}}</style></head>"
-        f"<body>{body}</body></html>\n"
+def with_slider(figure: go.Figure, frames: list[go.Frame], what: str) -> go.Figure:
+    """Return the figure with a slider over frames, named after what it moves along; it begins at the last frame."""
+    figure.frames = frames
+    moves = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    figure.update_layout(
+        sliders=[
+            {
+                "active": len(frames) - 1,
+                "currentvalue": {"prefix": f"{what} "},
+                "pad": {"t": 36},
+                "steps": [{"label": frame.name, "method": "animate", "args": [[frame.name], moves]} for frame in frames],
+            }
+        ]
     )
+    return figure
+
+
+def page(figure: go.Figure, title: str, *, plotlyjs: str = "inline") -> str:
+    """Return a page that shows the figure without a network, with sliders that the keyboard reaches too.
+
+    Args:
+        figure: a plotly figure; one with frames gets a slider over them, one with 3-D scenes sliders that turn them all together.
+        title: of the page.
+        plotlyjs: "inline", or the name of a file with plotly.js beside the page.
+
+    Returns:
+        The HTML.
+    """
+    theme = "dark" if figure.layout.paper_bgcolor == PAPER["dark"] else "light"
+    drawn = json.loads(figure.to_json())
+    scripts = [*([library()] if plotlyjs == "inline" else []), template_text("interactive.js")]
+    return (
+        environment()
+        .get_template("figure.html.jinja")
+        .render(
+            title=title,
+            theme=theme,
+            live=Live("figure", [title], [drawn], title),
+            data=json_element({"figure": [drawn]}),
+            style=Markup(template_text("interactive.css")),
+            paper=PAPER[theme],
+            ink=INK[theme],
+            line=MISSING[theme],
+            library="" if plotlyjs == "inline" else plotlyjs,
+            scripts=[Markup(script) for script in scripts],
+            hashes=script_hashes(scripts),
+        )
+    )
+
+
+class Live:
+    """Figures of a page that share their sliders: for the camera where there are scenes, for the steps where there are frames."""
+
+    def __init__(self, key: str, names: list[str], figures: list[dict[str, Any]], alt: str, *, note: str = "", flat: bool = False):
+        """Take the figures, as plotly's JSON, one for each name; `alt` says what they show, `flat` that they are low."""
+        self.key, self.names, self.figures, self.alt, self.note, self.flat = key, names, figures, alt, note, flat
+        self.scenes = any(name.startswith("scene") for figure in figures for name in figure["layout"])
+        self.frames = [str(frame["name"]) for frame in figures[0].get("frames") or []]
+        sliders = figures[0]["layout"].get("sliders") or [{}]
+        self.along = str(sliders[0].get("currentvalue", {}).get("prefix", "step")).strip()
+        eye = next((f["layout"][n]["camera"]["eye"] for f in figures for n in f["layout"] if n.startswith("scene")), None)
+        self.azimuth = round(np.degrees(np.arctan2(eye["y"], eye["x"]))) if eye else 0
+        self.elevation = round(np.degrees(np.arctan2(eye["z"], np.hypot(eye["x"], eye["y"])))) if eye else 0
+
+
+def library() -> str:
+    """Return plotly.js as a script that can stand inside a page."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs()).replace("</script", r"<\/script")
+
+
+@cache
+def template_text(name: str) -> str:
+    """Return a template of a page, or a part of one."""
+    return (files(__package__) / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """Return where templates are; whatever they are given is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(template_text), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def json_element(figures: Mapping[str, Any], **more: Any) -> Markup:
+    """Return the data of a page as JSON that holds no character which could end the element around it."""
+    text = json.dumps({"figures": figures, "config": CONFIG, **more}, separators=(",", ":"), allow_nan=False)
+    for character in "<>&'\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def script_hashes(scripts: list[str]) -> str:
+    """Return the scripts that a page's security policy lets run, and no others."""
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    return " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -81,5 +81,5 @@ def _write_page(figure: Any, target: Path, *, inline: bool) -> None:
             from plotly.offline import get_plotlyjs
 
             write_whole(library, lambda path: path.write_text(get_plotlyjs(), encoding="utf-8"))
-    text = page(figure, target.stem, plotlyjs=True if inline else "plotly.min.js")
+    text = page(figure, target.stem, plotlyjs="inline" if inline else "plotly.min.js")
     write_whole(target, lambda path: path.write_text(text, encoding="utf-8"))

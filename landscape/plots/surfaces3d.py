@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from landscape.plots.checks import check_drawing, check_named, check_plane
-from landscape.plots.interactive import colorbar, new_plotly, plain
+from landscape.plots.interactive import colorbar, hover, new_plotly, plain
 from landscape.plots.planes import direction, shared_direction
 from landscape.plots.scale import LossScale, draw_colorbar, loss_scale
 from landscape.plots.style import COLUMN, FULL, INK, MISSING, PaperFigure, grid_shape, label, paper_style
@@ -148,6 +148,20 @@ def _colors(height: Any, low: float, high: float) -> Any:
     return colormaps["viridis"](np.ma.masked_invalid((height - low) / (high - low)))
 
 
+def heights(surface: Surface, scale: LossScale) -> dict[str, Any]:
+    """Return what plotly needs to know of one surface: its losses as they were measured, their colours, and what the pointer says."""
+    values, said = hover(surface)
+    along = [plain(direction(surface, axis)) for axis in (1, 2)]
+    return {
+        "x": surface.x,
+        "y": surface.y,
+        "z": surface.loss,
+        "surfacecolor": np.asarray(scale.height(surface.loss), np.float32),
+        "customdata": values,
+        "hovertemplate": f"{along[0]} %{{x:.3g}}<br>{along[1]} %{{y:.3g}}<br>{said}<extra></extra>",
+    }
+
+
 def _plotly(surfaces: dict[str, Surface], theme: str, scale: LossScale) -> Any:
     """Heights are the losses as they were measured, on an axis that shows the range of the scale."""
     import plotly.graph_objects as go
@@ -176,24 +190,16 @@ def _plotly(surfaces: dict[str, Surface], theme: str, scale: LossScale) -> Any:
     for i, (name, surface) in enumerate(surfaces.items()):
         place = {"row": i // columns + 1, "col": i % columns + 1}
         along = [plain(direction(surface, axis)) for axis in (1, 2)]
-        figure.add_trace(
-            go.Surface(
-                x=surface.x,
-                y=surface.y,
-                z=surface.loss,
-                surfacecolor=scale.height(surface.loss),
-                cmin=low,
-                cmax=high,
-                colorscale="Viridis",
-                name=plain(name),
-                showscale=i == 0,
-                colorbar=colorbar(scale, theme, logarithm=scale.log) | {"len": 0.7},
-                hovertemplate=f"{along[0]} %{{x:.3g}}<br>{along[1]} %{{y:.3g}}<br>loss %{{z:.5g}}<extra></extra>",
-                contours={"z": {"highlight": True}},
-                lighting={"ambient": 0.75, "diffuse": 0.5, "specular": 0.05},
-            ),
-            **place,
+        trace = go.Surface(
+            cmin=low,
+            cmax=high,
+            colorscale="Viridis",
+            name=plain(name),
+            showscale=i == 0,
+            colorbar=colorbar(scale, theme, logarithm=scale.log) | {"len": 0.7},
+            lighting={"ambient": 0.75, "diffuse": 0.5, "specular": 0.05},
         )
+        figure.add_trace(trace.update(heights(surface, scale)), **place)
         figure.update_scenes(
             xaxis=line | {"title": {"text": along[0].split(" (")[0], "font": {"size": 12}}},
             yaxis=line | {"title": {"text": along[1].split(" (")[0], "font": {"size": 12}}},
