@@ -60,7 +60,7 @@
         return Object.keys(update).length ? Plotly.relayout(plot, update) : null;
       })).catch(function () {}).then(function () {
         turning = false;
-        if (again) { var next = again; pending = null; turn.apply(null, next); }
+        if (pending) { var next = pending; pending = null; turn.apply(null, next); }
       });
     }
 
