@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from landscape.results.schema import COST, LAYOUTS, PROVENANCE, Attribute, Layout, StoreError, Variable, escape_name, layout_of
+from landscape.results.errors import StoreError
+from landscape.results.layout import Attribute, Layout, Variable
+from landscape.results.names import escape_name
+from landscape.results.schema import COST, LAYOUTS, PROVENANCE, layout_of
 from landscape.results.types import Cost, Provenance, Result, Surface
 from landscape.results.values import (
     Dataset,
@@ -191,8 +194,6 @@ def unpack(layout: Layout, group: Group) -> Result:
             arguments[variable.field] = _field(variable, dataset.values)
     for attribute in layout.attributes:
         if attribute.name not in group.attributes:
-            if attribute.optional:
-                continue
             raise StoreError(f"the attribute {attribute.name} is missing")
         arguments[attribute.name] = decode_attribute(attribute, group.attributes[attribute.name])
     if any(f.name == "name" for f in fields(layout.type)):

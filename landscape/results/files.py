@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from landscape.results.schema import StoreError
+from landscape.results.errors import StoreError, reason
 
 fcntl: ModuleType | None
 try:
@@ -93,12 +93,6 @@ def check_signature(path: Path) -> None:
         raise StoreError(f"cannot read {path}: {reason(error)}") from error
     if start != b"\x89HDF\r\n\x1a\n":
         raise StoreError(f"{path} is {'no HDF5 file' if start else 'empty'}; give a run file written by landscape")
-
-
-def reason(error: BaseException) -> str:
-    """Return what an error says, on one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(str(text).split()) or type(error).__name__
 
 
 def _temporary_prefix(path: Path) -> str:

@@ -49,7 +49,6 @@ def root_attributes(old: Mapping[str, Any] | None, run: Mapping[str, Scalar], pr
     known = {a.name: a for a in ROOT}
     if old is None:
         found: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "creation_library": LIBRARY,
             "creation_library_version": library_version(),
@@ -65,6 +64,7 @@ def root_attributes(old: Mapping[str, Any] | None, run: Mapping[str, Scalar], pr
     for key in _FROM_PROVENANCE:
         if found.get(key, "") == "":
             found[key] = getattr(provenance, key)
+    found["schema_version"] = SCHEMA_VERSION
     encoded = {key: encode_attribute(known[key], value) for key, value in found.items()}
     if old is not None and "config" in old:
         encoded["config"] = old["config"]

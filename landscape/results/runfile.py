@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from landscape.results import store
-from landscape.results.schema import LAYOUTS, PARTIAL, Layout
+from landscape.results.layout import Layout
+from landscape.results.schema import LAYOUTS, PARTIAL
 from landscape.results.types import (
     CurvatureTrace,
     Eigenpairs,

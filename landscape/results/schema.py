@@ -7,23 +7,18 @@ the result type, its group, its datasets and its attributes; cost and provenance
 from __future__ import annotations
 
 import hashlib
-import re
-import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_type_hints
-from urllib.parse import quote, unquote
+from typing import Any
 
 import numpy as np
 
+from landscape.results.attributes import COST, GROUP, PROVENANCE, ROOT
+from landscape.results.layout import Attribute, Layout, Variable
 from landscape.results.types import (
-    Cost,
     CurvatureTrace,
     Eigenpairs,
     GradientTrace,
     LossPath,
     PlaneRecord,
-    Provenance,
     Result,
     Sharpness,
     SpectralDensity,
@@ -33,57 +28,10 @@ from landscape.results.types import (
     TrainingHistory,
 )
 
-SCHEMA_VERSION = 1
+__all__ = ["COST", "GROUP", "LAYOUTS", "PARTIAL", "PROVENANCE", "ROOT", "SCHEMA_VERSION", "layout_of", "layout_of_group", "sharpness_name"]
+
+SCHEMA_VERSION = 2
 PARTIAL = "partial"  # unfinished results lie under this group, at the path where they will end
-
-AttributeKind = Literal["str", "int", "float", "bool", "json"]
-
-
-class StoreError(ValueError):
-    """A run file cannot be read or written; the message is one line that says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """One attribute of a group; a value of None is stored as no attribute at all."""
-
-    name: str  # in the file and on the result
-    kind: AttributeKind
-    long_name: str
-    optional: bool = False  # older files lack it
-
-
-@dataclass(frozen=True)
-class Variable:
-    """One dataset. Named like its only dimension it is that dimension's coordinate."""
-
-    name: str
-    field: str  # of the result type; empty where the values follow from the rest and are not read back
-    dims: tuple[str, ...]
-    long_name: str
-    units: str = "1"
-    kind: Literal["float", "int", "status", "text", "tensor"] = "float"
-    optional: bool = False  # the field may be None: then the dataset is left out, and a coordinate's dimension too
-    derive: Callable[[Any], Any] | None = None  # values where `field` is empty; None counts 0, 1, 2, ...
-    meanings: tuple[tuple[int, str], ...] = ()
-    scalar_coordinate: bool = False
-
-    @property
-    def is_coordinate(self) -> bool:
-        """Whether the values stand along a dimension of the same name."""
-        return self.dims == (self.name,)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where one result type lies and what its group holds."""
-
-    type: type[Result]
-    group: str
-    variables: tuple[Variable, ...]
-    attributes: tuple[Attribute, ...] = ()
-    named: bool = False  # several of the kind lie under `group`, each by its name
-    default_name: Callable[[Any], str] | None = None
 
 
 def _index(dim: str, long_name: str, optional: bool = False) -> Variable:
@@ -260,7 +208,7 @@ LAYOUTS: tuple[Layout, ...] = (
         (
             Attribute("measure", "str", "measure of sharpness"),
             Attribute("p", "float", "order of the norm of the perturbation"),
-            Attribute("settings", "json", "all that decides the number", optional=True),
+            Attribute("settings", "json", "all that decides the number"),
         ),
         named=True,
         default_name=sharpness_name,
@@ -319,114 +267,6 @@ LAYOUTS: tuple[Layout, ...] = (
         default_name=lambda plane: plane.name,
     ),
 )
-
-KIND_OF_HINT: dict[Any, AttributeKind] = {str: "str", int: "int", float: "float", bool: "bool", int | None: "int", float | None: "float"}
-
-
-def _attributes_of(cls: type, texts: dict[str, str]) -> tuple[Attribute, ...]:
-    hints = get_type_hints(cls)
-    return tuple(Attribute(f.name, KIND_OF_HINT.get(hints[f.name], "json"), texts.get(f.name, f.name)) for f in fields(cls))
-
-
-COST = _attributes_of(
-    Cost,
-    {
-        "forwards": "forward passes over the data",
-        "gradients": "gradients over the data",
-        "hvps": "Hessian-vector products over the data",
-        "seconds": "wall time in seconds",
-    },
-)
-PROVENANCE = _attributes_of(
-    Provenance,
-    {
-        "model": "class of the model",
-        "parameters": "number of parameters",
-        "parameter_sha256": "hash of the parameters and buffers",
-        "data_sha256": "hash of the examples",
-        "examples": "number of examples",
-        "batch_norm": "statistics that batch norm used",
-        "batch_size": "examples in a batch, where numbers depend on it",
-        "varied_sha256": "hash of the names of the parameters that vary",
-        "loss_at_parameters": "mean loss at the model's own parameters",
-        "seed": "seed of the random numbers",
-        "dtype": "type of the parameters",
-        "device": "device of the parameters",
-        "created_at": "when it was measured, ISO 8601",
-        "torch_version": "version of torch",
-        "numpy_version": "version of numpy",
-        "creation_library": "library that measured",
-        "creation_library_version": "its version",
-        "command": "command line that measured it; empty where there was none",
-    },
-)
-GROUP = (
-    Attribute("kind", "str", "what was measured"),
-    Attribute("name", "str", "name that the user gave"),
-    Attribute("checksums", "json", "CRC-32 of the attributes and of every dataset"),
-)
-ROOT = (
-    Attribute("schema_version", "int", "version of this layout"),
-    Attribute("created_at", "str", "when the file was made, ISO 8601"),
-    Attribute("creation_library", "str", "library that made the file"),
-    Attribute("creation_library_version", "str", "its version"),
-    Attribute("torch_version", "str", "version of torch"),
-    Attribute("numpy_version", "str", "version of numpy"),
-    Attribute("git_commit", "str", "commit of the working directory, -dirty where it has changes; empty outside of a repository"),
-    Attribute("device", "str", "device of the parameters"),
-    Attribute("dtype", "str", "type of the parameters"),
-    Attribute("seed", "int", "seed of the run"),
-    Attribute("world_size", "int", "number of processes"),
-    Attribute("model", "str", "class of the model"),
-    Attribute("parameter_sha256", "str", "hash of the parameters and buffers"),
-    Attribute("data_sha256", "str", "hash of the examples"),
-    Attribute("command", "str", "command line that made the file"),
-    Attribute("config", "json", "configuration of the run"),
-)
-
-# Kept as they are in group names; the rest, and anything that a shell, HTML or netCDF could trip over, becomes %XX of its UTF-8 bytes.
-_PLAIN = re.compile(r"[0-9A-Za-z_+=,.-]")
-
-
-def escape_name(name: str, longest: int = 255) -> str:
-    """Return the group name for a name that a user gave; `unescape_name` takes it back.
-
-    Letters and digits of any script, `_ + = , - .` and inner spaces stay as they are. At most `longest` bytes: netCDF readers stop at 256.
-
-    Raises:
-        ValueError: The name is empty, too long, or holds what no text file can hold.
-        TypeError: The name is no string.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"name is {name!r}; it must be a string")
-    if not name:
-        raise ValueError("name is empty; give the result a name")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"name {name!r} holds a lone surrogate, which is no text; choose another name") from None
-    if "\0" in name:
-        raise ValueError(f"name {name!r} holds a NUL character, which files cannot keep; choose another name")
-
-    composed = unicodedata.is_normalized("NFC", name)  # netCDF readers compose names, which would lose the difference
-
-    def kept(place: int, character: str) -> bool:
-        first, last = place == 0, place == len(name) - 1
-        if not character.isascii():
-            return composed and character.isalnum()
-        if character == " ":
-            return not (first or last)
-        return bool(_PLAIN.match(character)) and not (first and character in ".-")
-
-    escaped = "".join(c if kept(i, c) else quote(c, safe="") if quote(c, safe="") != c else f"%{ord(c):02X}" for i, c in enumerate(name))
-    if len(escaped.encode()) > longest:
-        raise ValueError(f"name {name[:40]!r}... takes {len(escaped.encode())} bytes in a file; at most {longest} are allowed")
-    return escaped
-
-
-def unescape_name(escaped: str) -> str:
-    """Return the name that a group name stands for."""
-    return unquote(escaped, errors="strict")
 
 
 def layout_of(result: Result) -> Layout:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from landscape.results.schema import Attribute, StoreError
+from landscape.results.errors import StoreError
+from landscape.results.layout import Attribute
 
 CHECKSUMS = Attribute("checksums", "json", "")
+DESCRIPTION = ("units", "long_name", "flag_values", "flag_meanings", "coordinates")  # attributes of a dataset
 Scalar = str | int | float
 Values = np.ndarray | list[str]
 
@@ -130,26 +132,45 @@ def sealed_attributes(attributes: Mapping[str, Scalar], datasets: Mapping[str, D
         "attributes": checksum(attributes),
         "names": sorted(attributes),  # what somebody adds by hand later is none of ours
         "datasets": {name: checksum(dataset.values) for name, dataset in datasets.items()},
+        "described": {name: described(dataset) for name, dataset in datasets.items()},
     }
     return {**attributes, "checksums": json.dumps(sums)}
 
 
-def verify(attributes: Mapping[str, Any], datasets: Mapping[str, Dataset]) -> None:
-    """Compare what was read with its checksums; datasets that were not read are not compared.
+def described(dataset: Dataset) -> str:
+    """Return the CRC-32 of what says how to read a dataset: its axes, units and names."""
+    ours = {key: dataset.attributes[key] for key in DESCRIPTION if key in dataset.attributes}
+    return checksum([list(dataset.dims), {key: v.tolist() if isinstance(v, np.ndarray) else v for key, v in ours.items()}])
+
+
+def sums_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checksums among the attributes of a group.
 
     Raises:
-        StoreError: Something is not as it was written.
+        StoreError: There are none, or they are damaged themselves.
     """
     if "checksums" not in attributes:
         raise StoreError("its checksums are missing")
     sums = decode_attribute(CHECKSUMS, attributes["checksums"])
     try:
-        expected, names, of_datasets = sums["attributes"], list(sums["names"]), dict(sums["datasets"])
-        same = expected == checksum({name: attributes[name] for name in names})
+        same = sums["attributes"] == checksum({name: attributes[name] for name in sums["names"]})
+        same = same and all(isinstance(sums.get(key, {}), dict) for key in ("datasets", "described"))
     except (TypeError, KeyError, ValueError):
         same = False
     if not same:
         raise StoreError("its attributes are not as they were written (checksum)")
+    return dict(sums)
+
+
+def verify(attributes: Mapping[str, Any], datasets: Mapping[str, Dataset], with_axes: bool = True) -> None:
+    """Compare what was read with its checksums; datasets that were not read are not compared.
+
+    Raises:
+        StoreError: Something is not as it was written.
+    """
+    sums = sums_of(attributes)
     for name, dataset in datasets.items():
-        if of_datasets.get(name) != checksum(dataset.values):
+        if sums.get("datasets", {}).get(name) != checksum(dataset.values):
             raise StoreError(f"the dataset {name} is not as it was written (checksum)")
+        if with_axes and sums.get("described", {}).get(name) != described(dataset):
+            raise StoreError(f"the axes, units or names of the dataset {name} are not as they were written (checksum)")

@@ -17,8 +17,8 @@ import numpy as np
 from result_samples import assert_same, history, surface
 
 from landscape.results import store
+from landscape.results.errors import StoreError
 from landscape.results.files import writing
-from landscape.results.schema import StoreError
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["landscape.results.store", "landscape.results.runfile"])

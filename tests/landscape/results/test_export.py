@@ -42,7 +42,7 @@ def test_npz_has_every_array_and_no_pickle(run: Path) -> None:
         np.testing.assert_array_equal(found["surfaces/filter/loss"], store.load(run, "surfaces/filter").loss)
         assert found["traces/gradients/layer"].tolist() == list(store.load(run, "traces/gradients").layers)
         about = json.loads(str(found["attributes"]))
-    assert about["hessian/trace"]["method"] == "hutch++" and about[""]["schema_version"] == 1
+    assert about["hessian/trace"]["method"] == "hutch++" and about[""]["schema_version"] == 2
 
 
 def test_netcdf_opens_in_xarray(run: Path) -> None:

@@ -11,7 +11,7 @@ from result_samples import assert_same, surface
 
 import landscape
 from landscape.results import store
-from landscape.results.schema import escape_name, unescape_name
+from landscape.results.names import escape_name, unescape_name
 
 NAMES = [
     "filter",

@@ -13,7 +13,7 @@ from result_samples import assert_same, every, gradients, history, odd, surface
 
 import landscape
 from landscape.results import store
-from landscape.results.schema import StoreError
+from landscape.results.errors import StoreError
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "open": landscape.open,
@@ -88,7 +88,7 @@ def test_foreign_schema(tmp_path: Path, reader: str) -> None:
 def test_newer_schema_names_both_versions(path: Path, reader: str) -> None:
     with h5py.File(path, "a") as file:
         file.attrs["schema_version"] = 7
-    refused(reader, path, "schema version 7, this library reads versions up to 1")
+    refused(reader, path, "schema version 7, this library reads versions up to 2")
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -15,6 +15,8 @@ import landscape
 from landscape.results import schema, store
 from landscape.results.types import Cost, Eigenpairs, GradientTrace, Provenance, Result, Sharpness, Surface
 
+SEVERAL_STEPS = "m_sharpness_rho0.2_m16,steps=3"
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -154,8 +156,8 @@ def test_typed_access(path: Path) -> None:
     assert isinstance(run.gradients, GradientTrace) and run.gradients.layers == gradients().layers
     assert run.training.method == "SAMPa-0.2" and run.trace.value == 12.5 and run.density.sigma == 0.01
     assert run.eigen.vectors is not None and run.eigen.vectors.shape == (3, 11)
-    assert set(run.surfaces) == {"filter", "line"} and run.surfaces["line"].y is None
-    assert set(run.sharpness) == {"m_sharpness_rho0.05_m16", "m_sharpness_rho0.05_m1", "m_sharpness_rho0.1_m16"}
+    assert set(run.surfaces) == {"filter", "adaptive", "line"} and run.surfaces["line"].y is None
+    assert set(run.sharpness) == {"m_sharpness_rho0.05_m16", "m_sharpness_rho0.05_m1", "m_sharpness_rho0.1_m16", SEVERAL_STEPS}
     assert run.surfaces.get("nothing") is None and "filter" in run.surfaces and len(run.partial) == 0
     assert "hessian/eigen" in run and "paths/x" not in run
     assert "surfaces/filter" in repr(run) and "filter" in repr(run.surfaces)
@@ -196,7 +198,7 @@ def test_the_root_says_what_the_run_was(path: Path) -> None:
     store.save(path, surface())
     found = landscape.open(path).attributes
     assert set(found) == {a.name for a in schema.ROOT}
-    assert found["schema_version"] == 1 and found["config"] == config and found["seed"] == 7 and found["world_size"] == 2
+    assert found["schema_version"] == 2 and found["config"] == config and found["seed"] == 7 and found["world_size"] == 2
     assert found["model"] == PROVENANCE.model and found["device"] == PROVENANCE.device and found["torch_version"] == torch.__version__
     with h5py.File(path) as file:
         assert json.loads(file.attrs["config"]) == config

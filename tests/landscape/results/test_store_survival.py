@@ -16,7 +16,8 @@ from result_samples import assert_same, every, history, surface
 
 import landscape
 from landscape.results import store
-from landscape.results.schema import StoreError, layout_of
+from landscape.results.errors import StoreError
+from landscape.results.schema import layout_of
 
 pytest.importorskip("fcntl", reason="the processes of these tests need a POSIX system")
 from result_writers import heard, hold_the_lock, started, write_for_ever, write_on_a_full_disk, write_some, write_without_permission
