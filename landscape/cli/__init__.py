@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "plot": ("draw", "Plot", "Draw everything in one or more result files; several files are drawn side by side on shared scales."),
     "report": ("draw", "Report", "Write one HTML page that compares result files; it needs no network."),
-    "inspect": ("draw", "Inspect", "Print what a result file holds."),
+    "inspect": ("files", "Inspect", "Print what a result file holds."),
     "export": ("files", "Export", "Write a result file in another format: csv, npz, netcdf, or vtp for ParaView."),
     "merge": ("files", "Merge", "Put the results of several files of one run into one file."),
     "demo": (

@@ -1,4 +1,4 @@
-"""The commands that read result files: plot, report and inspect."""
+"""The commands that draw result files: plot and report."""
 
 from __future__ import annotations
 
@@ -63,18 +63,6 @@ class Report:
     def run(self) -> None:
         """Write the page and say where."""
         print(write_report(run_reports(self.files), self.out))
-
-
-@dataclass(frozen=True)
-class Inspect:
-    """Print what a result file holds."""
-
-    file: tyro.conf.Positional[Path]
-    """Result file (.h5)."""
-
-    def run(self) -> None:
-        """Print the table."""
-        print(store.describe(self.file))
 
 
 def run_reports(files: Sequence[Path]) -> list[RunReport]:

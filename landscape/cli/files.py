@@ -1,4 +1,4 @@
-"""The commands for result files: in other formats, and several made into one."""
+"""The commands for result files: what is in one, in other formats, and several made into one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,25 @@ from typing import Literal
 
 import tyro
 
-from landscape.results.export import export, merge
+from landscape.results.export import export
+from landscape.results.inspection import describe
+from landscape.results.merge import merge
+from landscape.results.names import printable
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Print what a result file holds: the run, every result with its error bar and cost, every dataset with its axes and units."""
+
+    file: tyro.conf.Positional[Path]
+    """Result file (.h5); it is only read, and compared with its checksums."""
+
+    def run(self) -> None:
+        """Print the table; what is damaged is said in it, and is an error in the end."""
+        found = describe(self.file)
+        print(found)
+        if found.damaged:
+            raise ValueError(f"{self.file} is damaged at {', '.join(map(printable, found.damaged))}; restore the file or measure again")
 
 
 @dataclass(frozen=True)
@@ -40,4 +58,4 @@ class Merge:
     def run(self) -> None:
         """Merge and say what was added."""
         added = merge(list(self.files), self.out)
-        print(f"{self.out}: " + (", ".join(added) if added else "nothing new"))
+        print(f"{self.out}: " + (", ".join(map(printable, added)) if added else "nothing new"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -15,19 +16,25 @@ import numpy as np
 from landscape.results import store
 from landscape.results.encode import pack
 from landscape.results.files import replace
+from landscape.results.names import escape_name
 from landscape.results.types import Result, Surface
-from landscape.results.values import Dataset
+from landscape.results.values import Dataset, Group
 
-__all__ = ["FORMATS", "export", "merge"]
+__all__ = ["FORMATS", "export"]
+
+LONGEST = 200  # bytes of a file name, which gets an ending and, while it is written, a beginning
 
 
 def export(path: store.PathLike, to: str, out: store.PathLike | None = None) -> list[Path]:
     """Write what a result file holds in another format.
 
-    * "csv": a folder with one table for every group and set of dimensions, a row for each point, coordinates first.
+    * "csv": a folder for every group with one table for every set of dimensions (y-x.csv; numbers.csv where there are none), a row for each
+      point, coordinates first; and attributes.json.
     * "npz": one archive of arrays named group/dataset, and `attributes`, a JSON text.
     * "netcdf": one netCDF-4 file, which a result file is as it stands.
     * "vtp": a folder with one VTK polygon mesh for every surface on a plane: the loss is the height, everything else point data.
+
+    Names that users gave are written in all of them as they are in the file, with %XX for what a path or a shell could trip over.
 
     Args:
         path: the result file; it is only read.
@@ -55,61 +62,6 @@ def export(path: store.PathLike, to: str, out: store.PathLike | None = None) -> 
     return written
 
 
-def merge(paths: list[Path], out: store.PathLike) -> list[str]:
-    """Put the finished results of several files of one run into one file, such as the shards that several jobs measured.
-
-    Args:
-        paths: result files; they are only read.
-        out: file to write to; what it holds already takes part.
-
-    Returns:
-        The groups that were added.
-
-    Raises:
-        ValueError: two files hold different results under one name, or results of different weights, or one cannot be read.
-    """
-    target, added = Path(out), []
-    held = {group: store.load(target, group) for group in store.open(target).groups()} if target.exists() else {}
-    for path in paths:
-        if not Path(path).exists():
-            raise ValueError(f"{path} does not exist")
-    found: list[tuple[Path, str, Result]] = [(p, group, store.load(p, group)) for p in map(Path, paths) for group in store.open(p).groups()]
-    owners = {group: target for group in held}
-    weights: dict[str, Path] = {}
-    for path, group, result in [(target, g, r) for g, r in held.items()] + found:
-        sha = result.provenance.parameter_sha256
-        if sha and not group.startswith("traces/") and weights.setdefault(sha, path) and len(weights) > 1:
-            first = next(iter(weights.values()))
-            raise ValueError(f"{path} holds results of other weights than {first}: merge files of one model")
-        if group in held and not _same(held[group], result):
-            raise ValueError(f"{path} and {owners[group]} hold different results named {group}: rename one of them")
-        if group not in held:
-            held[group], owners[group] = result, path
-            added.append(group)
-    for group in added:
-        result = held[group]
-        store.save(target, result, name=None if isinstance(result, Surface) else _given_name(group, result))
-    return added
-
-
-def _given_name(group: str, result: Result) -> str | None:
-    from landscape.results.schema import layout_of
-
-    layout = layout_of(result)
-    return group.removeprefix(f"{layout.group}/") if layout.named else None
-
-
-def _same(one: Result, other: Result) -> bool:
-    a, b = pack(one), pack(other)
-    return a.datasets.keys() == b.datasets.keys() and all(_equal(a.datasets[n].values, b.datasets[n].values) for n in a.datasets)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, list) or isinstance(other, list):
-        return bool(one == other)
-    return bool(np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind == "f"))
-
-
 Written = Iterator[tuple[Path, bytes]]
 
 
@@ -119,18 +71,23 @@ def _results(path: Path) -> Iterator[tuple[str, Result]]:
 
 
 def _csv(path: Path, place: Path) -> Written:
-    for group, result in _results(path):
-        datasets = pack(result).datasets
-        for dims in dict.fromkeys(d.dims for d in datasets.values()):
-            columns = {name: d for name, d in datasets.items() if d.dims == dims and not (len(dims) == 1 and name == dims[0])}
-            if columns:
-                stem = store.file_name(group.replace("/", "-") + "".join(f"-{d}" for d in dims[1:] if len(dims) > 1))
-                yield place / f"{stem if dims else stem + '-numbers'}.csv", _table(dims, columns, datasets).encode()
+    for _, result in _results(path):
+        packed = pack(result)
+        folder = place / packed.path
+        yield folder / "attributes.json", json.dumps(_attributes(packed), indent=1).encode()
+        for dims in dict.fromkeys(d.dims for d in packed.datasets.values()):
+            columns = {name: d for name, d in packed.datasets.items() if d.dims == dims and d.dims != (name,)}
+            if columns or len(dims) == 1:
+                yield folder / f"{'-'.join(dims) or 'numbers'}.csv", _table(dims, columns, packed.datasets).encode()
+
+
+def _attributes(group: Group) -> dict[str, Any]:
+    return {name: value for name, value in group.attributes.items() if name != "checksums"}
 
 
 def _table(dims: tuple[str, ...], columns: Mapping[str, Dataset], datasets: Mapping[str, Dataset]) -> str:
-    shape = np.shape(next(iter(columns.values())).values)
-    axes = [list(datasets[d].values) if d in datasets else range(n) for d, n in zip(dims, shape, strict=True)]
+    shape = tuple(len(datasets[d].values) for d in dims)
+    axes = [list(datasets[d].values) for d in dims]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*dims, *columns])
@@ -143,12 +100,12 @@ def _table(dims: tuple[str, ...], columns: Mapping[str, Dataset], datasets: Mapp
 def _npz(path: Path, place: Path) -> Written:
     arrays: dict[str, np.ndarray] = {}
     about: dict[str, Any] = {"": store.attributes(path)}
-    for group, result in _results(path):
+    for _, result in _results(path):
         packed = pack(result)
-        about[group] = {name: value for name, value in packed.attributes.items() if name != "checksums"}
+        about[packed.path] = _attributes(packed)
         for name, dataset in packed.datasets.items():
             values = dataset.values
-            arrays[f"{group}/{name}"] = np.array(values, dtype=str) if isinstance(values, list) else np.asarray(values)
+            arrays[f"{packed.path}/{name}"] = np.array(values, dtype=str) if isinstance(values, list) else np.asarray(values)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays, attributes=np.array(json.dumps(about, default=_plain)))
     yield place, buffer.getvalue()
@@ -168,7 +125,10 @@ def _vtp(path: Path, place: Path) -> Written:
     if not surfaces:
         raise ValueError(f"{path} holds no surface on a plane, which VTP files are for")
     for group, surface in surfaces:
-        yield place / f"{store.file_name(group.removeprefix('surfaces/'))}.vtp", _mesh(surface).encode()
+        stem = escape_name(group.removeprefix("surfaces/"))
+        if len(stem.encode()) > LONGEST:  # file systems stop at 255 bytes
+            stem = f"{stem[: LONGEST // 8]}-{hashlib.sha256(stem.encode()).hexdigest()[:16]}"
+        yield place / f"{stem}.vtp", _mesh(surface).encode()
 
 
 def _mesh(surface: Surface) -> str:

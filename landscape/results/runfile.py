@@ -47,7 +47,11 @@ class Results(Mapping[str, T]):
 
 
 class RunFile:
-    """Typed access to what one run file holds; it reads on demand and keeps nothing open."""
+    """Typed access to what one run file holds; it reads on demand and keeps nothing open.
+
+    Results of which a file holds one are properties, those with names are mappings: `run.eigen`, `run.surfaces["filter"]`. All of them by
+    their place in the file: `run["surfaces/filter"]`, `for group in run`.
+    """
 
     def __init__(self, path: store.PathLike):
         self.path = Path(path)
@@ -57,8 +61,17 @@ class RunFile:
         """Return the paths of the finished results, with names as the user gave them."""
         return [group for group in store.groups(self.path) if not group.startswith(f"{PARTIAL}/")]
 
-    def __contains__(self, group: str) -> bool:
+    def __contains__(self, group: object) -> bool:
         return group in self.groups()
+
+    def __getitem__(self, group: str) -> Result:
+        return store.load(self.path, group)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.groups())
+
+    def __len__(self) -> int:
+        return len(self.groups())
 
     def __repr__(self) -> str:
         return f"<RunFile {self.path}: {', '.join(map(store.printable, self.groups())) or 'no results'}>"

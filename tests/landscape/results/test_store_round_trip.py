@@ -159,7 +159,8 @@ def test_typed_access(path: Path) -> None:
     assert set(run.surfaces) == {"filter", "adaptive", "line"} and run.surfaces["line"].y is None
     assert set(run.sharpness) == {"m_sharpness_rho0.05_m16", "m_sharpness_rho0.05_m1", "m_sharpness_rho0.1_m16", SEVERAL_STEPS}
     assert run.surfaces.get("nothing") is None and "filter" in run.surfaces and len(run.partial) == 0
-    assert "hessian/eigen" in run and "paths/x" not in run
+    assert "hessian/eigen" in run and "paths/x" not in run and len(run) == len(every()) == len(list(run))
+    assert all(type(run[group]) is schema.layout_of_group(group).type for group in run)  # type: ignore[union-attr]
     assert "surfaces/filter" in repr(run) and "filter" in repr(run.surfaces)
     with pytest.raises(
         ValueError, match=r"holds no surfaces/nothing; it holds training, traces/gradients, traces/curvature, hessian/eigen"
