@@ -70,13 +70,36 @@ class Dealer:
         self._await(key)
         return pickle.loads(self._store.get(key))  # what our own first rank has put there
 
+    def after(self, name: str, given: Given) -> Given:
+        """Return what the first rank gives as soon as it has it, however long that takes and however large it is."""
+        if self.leads:
+            self._store.set(name, b"1")
+        else:
+            self._await(name)
+        box = [given]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
+
     def pieces(self, places: Places) -> list[Places]:
         """Return the pieces of a round, the same in every rank."""
         return np.array_split(places, max(1, min(len(places), _PIECES * self.world)))
 
     def mine(self, round_: int | str, count: int) -> Iterator[int]:
-        """Yield the numbers of pieces that fall to this rank, one after the other."""
+        """Yield the numbers of pieces that fall to this rank, one after the other.
+
+        Args:
+            round_: what they are pieces of.
+            count: how many there are.
+
+        Yields:
+            A number.
+
+        Raises:
+            RankFailedError: a rank failed meanwhile.
+        """
         while (i := self._store.add(f"{round_}/next", 1) - 1) < count:
+            if self.there("failed"):
+                raise RankFailedError(self._store.get("failed").decode())
             yield i
 
     def hand_in(self, name: str, values: Array) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from landscape.objective import Objective
-from landscape.results import store
-from landscape.results.types import Array, LossPath
+from landscape.results.types import Array, Cost, LossPath
+from landscape.surfaces.along import Statistics
 from landscape.surfaces.directions import Plane
-from landscape.surfaces.paths import Statistics, check_options, losses_along, provenance_of
+from landscape.surfaces.paths import provenance_of, started
 from landscape.surfaces.planes import pca_plane
 from landscape.surfaces.weights import Point, weights_of
 
@@ -30,6 +29,9 @@ def loss_trajectory(
     statistics_data: Any = None,
     out: str | Path | None = None,
     name: str = "trajectory",
+    resume: bool = True,
+    save_every: float = 5.0,
+    ranks: bool = False,
     progress: bool | None = None,
 ) -> LossPath:
     """Evaluate the loss at the steps of a training run and project them on a plane, by least squares.
@@ -44,6 +46,9 @@ def loss_trajectory(
         statistics_data: see `linear_path`.
         out: result file to keep the trajectory in.
         name: of the trajectory in that file.
+        resume: see `linear_path`.
+        save_every: see `linear_path`.
+        ranks: see `linear_path`.
         progress: show a bar; None shows it on a terminal.
 
     Returns:
@@ -53,35 +58,33 @@ def loss_trajectory(
     Raises:
         ValueError: steps that do not fit together or to the plane.
     """
-    check_options(2, statistics)
     numbers = np.arange(len(trajectory)) if steps is None else np.asarray(steps)
     if numbers.shape != (len(trajectory),) or numbers.dtype.kind not in "iu":
         raise ValueError(f"steps must be {len(trajectory)} integers, one for each point of the trajectory, got {steps!r}")
-    if out is not None:
-        store.check_writable(out)
-    meter = objective.meter()
-    points = [weights_of(objective, point, f"trajectory[{i}]") for i, point in enumerate(trajectory)]
-    parameters = [point.parameters for point in points]
-    plane = plane or pca_plane(parameters, objective)
-    coordinates, distance = plane.coordinates(parameters)
-    rows = np.eye(len(points))
-    losses = losses_along(objective, points, rows, statistics, statistics_data, name, progress)
-    path = LossPath(
-        name,
-        None,
-        numbers.astype(np.int64),
-        losses.loss,
-        losses.accuracy,
-        losses.stderr(),
-        {"type": "trajectory", "plane": plane.describe(), "batch_size": objective.batches.batch_size},
-        coordinates=coordinates,
-        distance=distance,
-        explained_variance=np.array(plane.explained_variance) if plane.explained_variance else None,
-        provenance=provenance_of(objective, statistics, plane.seed),
-    )
-    path = replace(path, cost=meter.cost())
-    if out is not None:
-        store.save(out, path)
+    options: dict[str, Any] = {"statistics": statistics, "statistics_data": statistics_data, "progress": progress}
+    with started(objective, name, **options, out=out, resume=resume, save_every=save_every, ranks=ranks) as run:
+        meter = objective.meter()
+        points = [weights_of(objective, point, f"trajectory[{i}]") for i, point in enumerate(trajectory)]
+        parameters = [point.parameters for point in points]
+        plane = plane or pca_plane(parameters, objective)
+        coordinates, distance = plane.coordinates(parameters)
+        unfinished = run.unfinished(points, "trajectory", numbers.tolist(), plane.seed)
+        losses = run.losses(points, np.eye(len(points)), name, "path", unfinished)
+        path = LossPath(
+            name,
+            None,
+            numbers.astype(np.int64),
+            losses.loss,
+            losses.accuracy,
+            losses.stderr(),
+            {"type": "trajectory", "plane": plane.describe(), "batch_size": objective.batches.batch_size},
+            coordinates=coordinates,
+            distance=distance,
+            explained_variance=np.array(plane.explained_variance) if plane.explained_variance else None,
+            cost=Cost(forwards=losses.forwards, seconds=losses.seconds_before + meter.cost().seconds),
+            provenance=provenance_of(objective, statistics, plane.seed),
+        )
+        run.save(unfinished, path)
     return path
 
 

@@ -137,6 +137,52 @@ def test_trained_curves_lie_below_the_straight_line_and_are_the_same_twice() -> 
     assert state_hash(minima[0]) == before
 
 
+def test_training_is_that_of_garipov_written_out() -> None:
+    """One t a step, uniform; the bend moves along 2 t (1 - t) of the gradient at w(t), of the loss and of d ||w(t)||^2 / 2."""
+    problem = quadratic(spectrum_matrix([3.0, 1.0, 0.2]), examples=6)
+    objective = Objective(*problem)
+    a, c = torch.tensor([1.0, 0, -1], dtype=torch.float64), torch.tensor([-1.0, 2, 0], dtype=torch.float64)
+    found = connect_modes(objective, {"w": a}, {"w": c}, epochs=8, lr=0.1, momentum=0.8, weight_decay=0.3, batch_size=4, seed=5, points=3)
+    g, bend, velocity = torch.Generator().manual_seed(5), (a + c) / 2, 0
+    for epoch in range(8):
+        done = (epoch + 0.5) / 8
+        lr = 0.1 * (1 if done < 0.5 else max(0.01, 1 - 0.99 * (done - 0.5) / 0.4))
+        for part in torch.randperm(6, generator=g).split(4):
+            t = torch.rand((), generator=g, dtype=torch.float64)
+            w = ((1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t**2 * c).requires_grad_()
+            loss = problem.loss(w.expand(len(part), -1), problem.data[1][part]) + 0.3 * (w @ w) / 2
+            velocity = 0.8 * velocity + 2 * t * (1 - t) * torch.autograd.grad(loss, w)[0]
+            bend = bend - lr * velocity
+    torch.testing.assert_close(found.bends[0]["w"], bend, rtol=1e-12, atol=1e-14)
+    assert torch.equal(found.at(0.0)["w"], a) and torch.equal(found.at(1.0)["w"], c)
+
+
+def test_one_example_is_no_batch_to_train_batch_norm_on() -> None:
+    one, other = (nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)) for _ in range(2))
+    problem = network("mlp", examples=9, dtype=torch.float32)
+    with pytest.raises(ValueError, match="batch_size must be at least 2: batch norm trains"):
+        connect_modes(Objective(one, F.cross_entropy, problem.data), one, other, batch_size=1)
+    for size, words in ((4, None), (1, "every batch holds one example")):
+        objective = Objective(one, F.cross_entropy, DataLoader(TensorDataset(*problem.data), batch_size=size))
+        if words is None:  # the ninth example is left out
+            assert connect_modes(objective, one, other, epochs=1, points=2, statistics="interpolate").path.cost.gradients == pytest.approx(
+                8 / 9
+            )
+        else:
+            with pytest.raises(ValueError, match=words):
+                connect_modes(objective, one, other, epochs=1, points=2, statistics="interpolate")
+
+
+def test_the_callers_inference_mode_and_autocast_do_not_matter() -> None:
+    one, other, data = batch_norm_pair(torch.float32)
+    objective = Objective(one, F.cross_entropy, data)
+    plain = connect_modes(objective, one, other, epochs=1, points=3).path
+    with torch.inference_mode():
+        assert np.array_equal(connect_modes(objective, one, other, epochs=1, points=3).path.loss, plain.loss)
+    with torch.autocast("cpu"):
+        assert np.array_equal(connect_modes(objective, one, other, epochs=1, points=3).path.loss, plain.loss)
+
+
 def test_curves_of_batch_norm_networks_train_in_batches(tmp_path: Path) -> None:
     one, other, data = batch_norm_pair(torch.float32)
     objective = Objective(one.train(), F.cross_entropy, DataLoader(TensorDataset(*data), batch_size=6), params=["0.*", "1.*", "3.*", "6.*"])
@@ -205,13 +251,16 @@ def test_the_model_comes_back_after_an_interrupt(measure: Callable[..., object])
     [
         ({"points": 1}, "points must be an integer of at least 2, got 1"),
         ({"statistics": "none"}, "'interpolate' or 'recompute', got 'none'"),
+        ({"statistics_data": (torch.zeros(4, 1), torch.zeros(4, 1))}, "read with statistics='recompute' only"),
+        ({"save_every": -1}, "save_every must be a number of seconds, got -1"),
+        ({"name": 7}, "name is 7; it must be a string"),
         ({"b": {"w": torch.ones(2)}}, "b has 'w' of shape"),
         ({"b": {"w": torch.tensor([math.nan])}}, "not finite, in 'w'"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict, words: str) -> None:
     objective = Objective(Vector(torch.zeros(1)), lambda outputs, target: outputs.mean(), (torch.zeros(4, 1), torch.zeros(4, 1)))
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         linear_path(objective, **({"a": {"w": torch.ones(1)}, "b": {"w": torch.zeros(1)}} | options))
 
 
