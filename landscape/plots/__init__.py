@@ -4,6 +4,7 @@ from landscape.plots.contours import contour, contours
 from landscape.plots.curvature import curvature
 from landscape.plots.descent import descent
 from landscape.plots.eigenvalues import eigenvalues
+from landscape.plots.generalization import generalization
 from landscape.plots.lines import lines
 from landscape.plots.paths import path, paths, trajectory
 from landscape.plots.report import RunReport, report
@@ -12,6 +13,7 @@ from landscape.plots.scale import LossScale, loss_scale
 from landscape.plots.seeds import over_seeds
 from landscape.plots.sharpness import sharpness
 from landscape.plots.spectra import spectra, spectrum
+from landscape.plots.speed import speed
 from landscape.plots.style import COLUMN, FULL, WIDE, Look, method_looks
 from landscape.plots.surfaces3d import surface3d, surfaces3d
 from landscape.plots.traces import traces
@@ -29,6 +31,7 @@ __all__ = [
     "curvature",
     "descent",
     "eigenvalues",
+    "generalization",
     "lines",
     "loss_scale",
     "method_looks",
@@ -40,6 +43,7 @@ __all__ = [
     "sharpness",
     "spectra",
     "spectrum",
+    "speed",
     "surface3d",
     "surfaces3d",
     "traces",

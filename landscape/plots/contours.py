@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from landscape.plots.checks import check_drawing, check_named, check_plane
-from landscape.plots.interactive import colorbar, new_plotly, plain
+from landscape.plots.interactive import colorbar, hover, new_plotly, plain
 from landscape.plots.planes import direction, edges, has_centre, lowest_point, same_axes, shared_direction
 from landscape.plots.scale import LossScale, draw_colorbar, loss_scale
-from landscape.plots.style import COLUMN, FULL, INK, MISSING, PaperFigure, grid_shape, label, legend_columns, number, paper_style
+from landscape.plots.style import COLUMN, FULL, INK, MISSING, PaperFigure, fitting, grid_shape, label, legend_columns, number, paper_style
 from landscape.results.types import Array, Surface
 
 _DARK = "#101010"  # on the colours of the plane, which no theme changes
@@ -101,27 +103,33 @@ def _paper(
     rows, columns = grid_shape(len(surfaces), width)
     bar = filled and bool(np.isfinite(scale.lowest))
     shared = same_axes(every)
-    left, right = 0.52 if shared else 0.72, (0.98 if scale.note else 0.82) if bar else 0.12
-    gap_x, gap_y = (0.24, 0.3) if shared else (0.32, 0.42)
+    right = (0.98 if scale.note else 0.82) if bar else 0.12
+    beside, ticks = shared_direction(every, 2), max(map(_tick_width, every))
+    gap_x, gap_y = (0.24, 0.3) if shared else (ticks + 0.16, 0.42)
     key_columns = legend_columns([str(entry.get_label()) for entry in key], width)
     top, bottom = 0.24 if any(surfaces) else 0.08, 0.42 + 0.16 * int(np.ceil(len(key) / key_columns))
-    wide = (width - left - right - gap_x * (columns - 1)) / columns
-    tall = wide * min(2.0, max(0.4, _aspect(every[0]) or 1.0))
+
+    def panel(left: float) -> tuple[float, float]:
+        wide = (width - left - right - gap_x * (columns - 1)) / columns
+        return wide, wide * min(2.0, max(0.4, _aspect(every[0]) or 1.0))
+
+    left = 0.26 + ticks
+    wide, tall = panel(left)
+    if 0.065 * len(beside) > rows * tall + (rows - 1) * gap_y and " (" in beside:
+        beside, left = beside.replace(" (", "\n("), left + 0.13
+        wide, tall = panel(left)
     height = top + rows * tall + (rows - 1) * gap_y + bottom
     figure = PaperFigure(figsize=(width, height), theme=theme, layout=None)
     for i, (name, surface) in enumerate(surfaces.items()):
         row, column = divmod(i, columns)
         corner = (left + column * (wide + gap_x), height - top - row * (tall + gap_y) - tall)
         ax = figure.add_axes((corner[0] / width, corner[1] / height, wide / width, tall / height))
-        ax.set_title(label(name, max(8, int(wide / 0.068))) if name else "")
+        ax.set_title(fitting(name, wide + gap_x - 0.1) if name else "")
         _panel(ax, surface, scale, filled, theme, small=wide < 1.9, trajectory=trajectories.get(name))
         ax.tick_params(labelleft=column == 0 or not shared, labelbottom=i + columns >= len(surfaces) or not shared)
     middle = (left + (width - right)) / 2 / width
     for ax in figure.axes if shared else ():
         _turn_inwards(ax)
-    beside = shared_direction(every, 2)
-    if 0.065 * len(beside) > height - top - bottom:
-        beside = beside.replace(" (", "\n(")
     figure.text(middle, (bottom - 0.2) / height, shared_direction(every, 1), ha="center", va="top", size=8)
     figure.text(
         0.04 / width, (bottom + height - top) / 2 / height, beside, rotation=90, va="center", ha="left", multialignment="center", size=8
@@ -134,6 +142,13 @@ def _paper(
         draw_colorbar(figure, cax, scale)
     figure.legend(handles=key, loc="lower center", ncols=key_columns, bbox_to_anchor=(0.5, 0.02 / height))
     return figure
+
+
+def _tick_width(surface: Surface) -> float:
+    """Return how many inches the tick labels of the y axis take."""
+    assert surface.y is not None
+    texts = [number(v) for v in MaxNLocator(5).tick_values(*surface.y[[0, -1]])]
+    return min(0.7, 0.047 * max(len(re.sub(r"[$^{}]", "", text.replace(r"\cdot", "·"))) for text in texts))
 
 
 def _turn_inwards(ax: Axes) -> None:
@@ -252,12 +267,13 @@ def _plotly(surfaces: dict[str, Surface], theme: str, scale: LossScale, filled: 
     step = (high - low) / 16
     for i, (name, surface) in enumerate(surfaces.items()):
         place = {"row": i // columns + 1, "col": i % columns + 1}
+        values, said = hover(surface)
         figure.add_trace(
             go.Contour(
                 x=surface.x,
                 y=surface.y,
                 z=scale.height(surface.loss),
-                customdata=surface.loss[..., None],
+                customdata=values,
                 name=plain(name),
                 zmin=low,
                 zmax=high,
@@ -266,7 +282,7 @@ def _plotly(surfaces: dict[str, Surface], theme: str, scale: LossScale, filled: 
                 colorbar=colorbar(scale, theme, logarithm=scale.log),
                 contours={"start": low + step, "end": high - step, "size": step, "coloring": "heatmap" if filled else "lines"},
                 line={"width": 0.6, "color": "rgba(255,255,255,0.6)"} if filled else {"width": 1.2},
-                hovertemplate="x %{x:.3g}<br>y %{y:.3g}<br>loss %{customdata[0]:.5g}<extra></extra>",
+                hovertemplate=f"x %{{x:.3g}}<br>y %{{y:.3g}}<br>{said}<extra></extra>",
             ),
             **place,
         )

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
-from landscape.plots.checks import check_drawing, check_named
+from landscape.plots.epochs import check_epochs, epoch_axis, say_if_empty
 from landscape.plots.interactive import new_plotly, plain
-from landscape.plots.style import FULL, Look, PaperFigure, label, legend_columns, legend_height, looks_for, paper_style
+from landscape.plots.style import FULL, Look, PaperFigure, label, legend_columns, legend_height, paper_style
 from landscape.results.types import CurvatureTrace
 
 _LAMBDA, _TRACE, _AXIS = "largest eigenvalues ± residual", "trace ± standard error", "epoch"
@@ -36,9 +35,7 @@ def curvature(
     Returns:
         The matplotlib or plotly figure.
     """
-    check_drawing(backend, theme, width)
-    named = check_named(traces, CurvatureTrace, "traces")
-    looks = looks_for(named, looks)
+    named, looks = check_epochs(traces, CurvatureTrace, "traces", looks, backend=backend, theme=theme, width=width)
     with_trace = any(np.isfinite(t.trace).any() for t in named.values())
     if backend == "plotly":
         return _plotly(named, looks, theme, with_trace)
@@ -61,10 +58,9 @@ def curvature(
         for ax, text in zip(axes, (_LAMBDA, _TRACE), strict=False):
             ax.set_ylabel(text)
             ax.set_xlabel(_AXIS)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            epoch_axis(ax)
             ax.grid(True)
-        if not any(len(t.epoch) for t in named.values()):
-            axes[0].text(0.5, 0.5, "no epochs", transform=axes[0].transAxes, ha="center")
+        say_if_empty(axes[0], [t.epoch for t in named.values()])
         figure.legend(loc="outside lower center", ncols=legend_columns(texts, width))
     return figure
 

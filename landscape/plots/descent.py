@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 
+from landscape.plots.bands import plotly_band
 from landscape.plots.checks import check_drawing, check_type
 from landscape.plots.interactive import new_plotly, plain
-from landscape.plots.style import FULL, INK, Look, PaperFigure, label, legend_columns, legend_height, looks_for, paper_style
+from landscape.plots.style import FULL, INK, Look, PaperFigure, fitting, label, legend_columns, legend_height, looks_for, paper_style
 from landscape.results.types import Array, GradientTrace
 
 _X, _Y = "iteration t", "‖∇f(x)‖²"
@@ -72,7 +73,7 @@ def descent(
                     ax.fill_between(t, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
                 if name in limits.get(title, {}):
                     ax.plot(t[-1] * 1.4, limits[title][name], "<", ms=3.5, mew=0, color=color)
-            ax.set(xscale="log", yscale="log", xlabel=_X, title=label(title))
+            ax.set(xscale="log", yscale="log", xlabel=_X, title=fitting(title, (width - 0.5) / len(curves) - 0.1))
             ax.grid(True)
         axes[0].set_ylabel(_Y)
         figure.legend(handles=key, loc="outside lower center", ncols=legend_columns(texts, width), title=note or None)
@@ -106,10 +107,7 @@ def _plotly(
             color, of_name = looks[name].color, {"legendgroup": plain(name)}
             place = {"row": 1, "col": column}
             if len(values) > 1:
-                edge = {"x": t, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, **of_name}
-                red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-                figure.add_trace(go.Scatter(y=values.min(0), **edge), **place)
-                figure.add_trace(go.Scatter(y=values.max(0), fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.2)", **edge), **place)
+                figure.add_traces(plotly_band(t, values.min(0), values.max(0), color, plain(name)), rows=1, cols=column)
             figure.add_trace(
                 go.Scatter(
                     x=t, y=values.mean(0), name=plain(name), mode="lines", line={"color": color}, showlegend=name not in known, **of_name,

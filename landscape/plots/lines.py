@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from landscape.plots.bands import plotly_band
 from landscape.plots.checks import check_drawing, check_type
 from landscape.plots.interactive import new_plotly, plain
 from landscape.plots.planes import shared_direction
@@ -147,21 +148,8 @@ def _plotly(panels: list[tuple[str, dict[str, _Band]]], looks: Mapping[str, Look
     for column, (kind, bands) in enumerate(panels, start=1):
         for name, band in bands.items():
             look = looks[name]
-            extra = {"legendgroup": plain(name), "row": 1, "col": column}
             if (band.high > band.low).any():
-                shared = {
-                    "x": band.x,
-                    "mode": "lines",
-                    "line": {"width": 0},
-                    "hoverinfo": "skip",
-                    "showlegend": False,
-                    "legendgroup": plain(name),
-                }
-                figure.add_trace(go.Scatter(y=band.low, **shared), row=1, col=column)
-                red, green, blue = (int(look.color[i : i + 2], 16) for i in (1, 3, 5))
-                figure.add_trace(
-                    go.Scatter(y=band.high, fill="tonexty", fillcolor=f"rgba({red},{green},{blue},0.18)", **shared), row=1, col=column
-                )
+                figure.add_traces(plotly_band(band.x, band.low, band.high, look.color, plain(name)), rows=1, cols=column)
             curve = go.Scatter(
                 x=band.x,
                 y=band.middle,
@@ -169,7 +157,7 @@ def _plotly(panels: list[tuple[str, dict[str, _Band]]], looks: Mapping[str, Look
                 mode="lines",
                 line={"color": look.color, "dash": dash[look.dashes]},
                 showlegend=column == 1,
-                legendgroup=extra["legendgroup"],
+                legendgroup=plain(name),
                 hovertemplate=f"x %{{x:.3g}}<br>{kind} %{{y:.5g}}<extra>{plain(name)}</extra>",
             )
             figure.add_trace(curve, row=1, col=column)

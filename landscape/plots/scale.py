@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -150,12 +150,12 @@ def draw_colorbar(figure: Figure, axes: Axes, scale: LossScale) -> None:
     bar.outline.set_linewidth(0.4)
 
 
-def log_ticks(axes: Axes, values: Array) -> None:
-    """Make the y axis logarithmic, with round numbers as ticks also where there is less than a decade."""
-    axes.set_yscale("log")
+def log_ticks(axes: Axes, values: Array, axis: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic, with round numbers as ticks also where there is less than a decade."""
+    (axes.set_xscale if axis == "x" else axes.set_yscale)("log")
     positive = values[np.isfinite(values) & (values > 0)]
     if positive.size and positive.max() / positive.min() < 1e4:
         low, high = float(positive.min()), float(positive.max())
         levels, texts = LossScale(low, high, True, low, high).ticks(6)
-        axes.set_yticks(levels, labels=texts)
-        axes.minorticks_off()
+        (axes.set_xticks if axis == "x" else axes.set_yticks)(levels, labels=texts)
+        (axes.xaxis if axis == "x" else axes.yaxis).minorticks_off()

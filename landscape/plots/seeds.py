@@ -44,6 +44,7 @@ def over_seeds(
     if backend == "plotly":
         return _interactive(numbers, methods, theme, looks)
     with paper_style(theme):
+        texts = [label(m, 12) for m in methods]
         figure = PaperFigure(figsize=(width, 2.1), theme=theme)
         for ax, (quantity, of) in zip(np.atleast_1d(figure.subplots(1, len(numbers))), numbers.items(), strict=True):
             for i, method in enumerate(methods):
@@ -54,7 +55,10 @@ def over_seeds(
                 ax.plot(beside, values, "o", ms=3, mew=0, alpha=0.8, color=looks[method].color)
                 ax.hlines(values.mean(), i - 0.32, i + 0.32, color=looks[method].color, lw=1.4)
             ax.set_ylabel(quantity)
-            ax.set_xticks(range(len(methods)), [label(m, 10) for m in methods], rotation=30 if len(methods) > 3 else 0)
+            room = width / len(numbers) - 0.5  # inches; beside each other where they fit, else slanted, else upright
+            slant = 0 if 0.06 * sum(len(t) + 2 for t in texts) < room else 40 if len(texts) * 0.19 < room else 90
+            aside = {"rotation": slant, "rotation_mode": "anchor", "ha": "right", "va": "top" if slant == 40 else "center"} if slant else {}
+            ax.set_xticks(range(len(methods)), texts, **aside)
             ax.set_xlim(-0.6, len(methods) - 0.4)
             if min(values.min() for values in of.values()) >= 0:
                 ax.set_ylim(bottom=0)

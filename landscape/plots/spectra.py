@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from landscape.plots.checks import check_drawing, check_named, check_type
 from landscape.plots.interactive import new_plotly, plain
-from landscape.plots.style import COLUMN, INK, WIDE, Look, PaperFigure, label, looks_for, paper_style
+from landscape.plots.style import COLUMN, INK, WIDE, Look, PaperFigure, fitting, looks_for, paper_style
 from landscape.results.types import Array, Eigenpairs, SpectralDensity
 
 _X, _Y = "eigenvalue of the Hessian", "density per unit of eigenvalue (log scale)"
@@ -77,6 +77,18 @@ def _marks(density: SpectralDensity, eigen: Eigenpairs | None) -> Array:
     return np.concatenate([density.nodes.min(axis=1), density.nodes.max(axis=1)])
 
 
+def _legend(densities: dict[str, SpectralDensity], eigen: dict[str, Eigenpairs]) -> str:
+    """Say what the ticks and the triangles are."""
+    ticks = {
+        name: "eigenvalues" if name in eigen else "" if d.outliers is not None else "outermost Ritz values" for name, d in densities.items()
+    }
+    kinds = " or ".join(dict.fromkeys(kind for kind in ticks.values() if kind))
+    parts = [f"ticks: {kinds}"] if kinds else []
+    if any(d.outliers is not None for d in densities.values()):
+        parts.append("triangles: outliers, of weight 1/n each")
+    return "; ".join(parts)
+
+
 def _draw(
     densities: dict[str, SpectralDensity],
     eigen: dict[str, Eigenpairs],
@@ -91,10 +103,7 @@ def _draw(
     looks = looks_for(densities, looks)
     finite = {name: d for name, d in densities.items() if d.grid.size and (np.isfinite(d.density) & (d.density > 0)).any()}
     floor = min((_floor(d) for d in finite.values()), default=1e-12)
-    known = [d.outliers is not None for d in densities.values()]
-    text = "ticks: eigenvalues" if eigen else "" if all(known) else "ticks: outermost Ritz values"
-    if any(known):
-        text += f"{'; ' if text else ''}triangles: outliers, of weight 1/n each"
+    text = _legend(densities, eigen)
     if backend == "plotly":
         return _plotly(densities, eigen, looks, theme, floor)
     with paper_style(theme):
@@ -105,17 +114,19 @@ def _draw(
         for ax, (name, density) in zip(axes.T.flat, densities.items(), strict=False):
             _panel(ax, density, looks[name].color, floor, INK[theme], _marks(density, eigen.get(name)) if name in finite else np.array([]))
             if name:
-                ax.set_title(label(name), loc="left" if several else "center")
+                ax.set_title(fitting(name, width / columns - 0.75), loc="left" if several else "center")
         for ax in axes.T.flat[len(densities) :]:
             ax.set_visible(False)
+            axes[-2, -1].tick_params(labelbottom=True)  # the last one that is seen in this column
         if finite:
             top = max(float(np.nanmax(d.density)) for d in finite.values())
-            axes[0, 0].set_ylim(floor / (top / floor) ** 0.12, top * 3)
-            axes[0, 0].set_xlim(*_range(finite, eigen))
+            bottom = floor / (top / floor) ** 0.12
+            axes[0, 0].set_ylim(bottom, top * 3)
+            axes[0, 0].set_xlim(*_range(finite, eigen, bottom))
         figure.supxlabel(_X)
         figure.supylabel(_Y if several and rows > 1 else _Y.replace(" (", "\n("))
         bands = any((d.stderr > 0).any() for d in densities.values())
-        figure.suptitle(text + ("; band: ± 1 standard error" if bands else ""), size=6)
+        figure.suptitle("; ".join(filter(None, [text, "band: ± 1 standard error" if bands else ""])), size=6)
     return figure
 
 
@@ -136,12 +147,13 @@ def _panel(ax: Axes, density: SpectralDensity, color: str, floor: float, ink: st
         ax.plot(density.outliers, 1.8 * np.maximum(peaks, floor), "v", color=ink, mfc="none", ms=3.5, mew=0.7)
 
 
-def _range(densities: dict[str, SpectralDensity], eigen: dict[str, Eigenpairs]) -> tuple[float, float]:
-    """Return the range of eigenvalues that holds every mark and every Ritz value."""
-    places = np.concatenate([np.concatenate([d.nodes.ravel(), _marks(d, eigen.get(name))]) for name, d in densities.items()])
-    places = places[np.isfinite(places)]
-    margin = max(0.03 * float(np.ptp(places)), 4 * max(d.sigma for d in densities.values()))
-    return float(places.min()) - margin, float(places.max()) + margin
+def _range(densities: dict[str, SpectralDensity], eigen: dict[str, Eigenpairs], bottom: float) -> tuple[float, float]:
+    """Return the range of eigenvalues that holds every mark, every Ritz value, and each bump down to the bottom of the axis."""
+    places = [np.concatenate([d.nodes.ravel(), _marks(d, eigen.get(name)), d.grid[d.density > bottom]]) for name, d in densities.items()]
+    found = np.concatenate(places)
+    found = found[np.isfinite(found)]
+    margin = max(0.015 * float(np.ptp(found)), max(d.sigma for d in densities.values()))
+    return float(found.min()) - margin, float(found.max()) + margin
 
 
 def _plotly(

@@ -20,7 +20,9 @@ import numpy as np
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ft2font import FT2Font
+from matplotlib.textpath import text_to_path
 
 COLUMN, WIDE, FULL = 3.25, 5.5, 6.75
 """Widths in inches: one column, a wide figure, the full page."""
@@ -153,6 +155,23 @@ def label(text: object, limit: int = 40, *, end: bool = False) -> str:
     return line.replace("\\", "∖").replace("$", r"\$") or "(no name)"
 
 
+@cache
+def inches(text: str, size: float) -> float:
+    """Return how wide a line of text is in points of that size, with the escapes that `label` writes left out."""
+    width, _, _ = text_to_path.get_text_width_height_descent(
+        text.replace(r"\$", "$"), FontProperties(family="DejaVu Sans", size=size), ismath=False
+    )
+    return float(width) / 72
+
+
+def fitting(text: object, width: float, size: float = 8.0) -> str:
+    """Return the `label` of a text, shortened in its middle so far as it must be to fit into a width in inches."""
+    limit = 60
+    while limit > 4 and inches(label(text, limit), size) > width:
+        limit = min(limit, len(label(text, limit))) - 1
+    return label(text, limit)
+
+
 def number(value: float) -> str:
     """Return a number as an axis shows it, with a power of ten where that is shorter."""
     short = f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
@@ -166,7 +185,7 @@ def number(value: float) -> str:
 def legend_columns(texts: Iterable[str], width: float) -> int:
     """Return how many columns of a legend with these texts fit into a width."""
     texts = list(texts)
-    most = max(1, min(len(texts), int((width - 0.1) / (0.45 + 0.054 * max(map(len, texts), default=1)))))
+    most = max(1, min(len(texts), int((width - 0.1) / (0.49 + max((inches(t, 7.0) for t in texts), default=1.0)))))
     return -(-len(texts) // -(-len(texts) // most)) if texts else 1
 
 

@@ -11,7 +11,7 @@ from landscape.plots.checks import check_drawing, check_named, check_plane
 from landscape.plots.interactive import colorbar, hover, new_plotly, plain
 from landscape.plots.planes import direction, shared_direction
 from landscape.plots.scale import LossScale, draw_colorbar, loss_scale
-from landscape.plots.style import COLUMN, FULL, INK, MISSING, PaperFigure, grid_shape, label, paper_style
+from landscape.plots.style import COLUMN, FULL, INK, MISSING, PaperFigure, fitting, grid_shape, paper_style
 from landscape.results.types import Surface
 
 VIEW = (32.0, -58.0)
@@ -87,7 +87,7 @@ def _draw(surfaces: dict[str, Surface], backend: str, theme: str, width: float, 
             ax: Any = figure.add_axes(box, projection="3d")
             if name:
                 x = (column + 0.5) * panel / width
-                figure.text(x, (bottom + tall + 0.06) / height, label(name, max(8, int(panel / 0.068))), ha="center", va="bottom", size=8)
+                figure.text(x, (bottom + tall + 0.06) / height, fitting(name, panel - 0.1), ha="center", va="bottom", size=8)
             _panel(ax, surface, scale, theme, view, panel)
         key = f"x: {shared_direction(every, 1)}    y: {shared_direction(every, 2)}"
         gap = "\n" if width < 5 else "    "
@@ -213,7 +213,7 @@ def _plotly(surfaces: dict[str, Surface], theme: str, scale: LossScale) -> Any:
             | ({"type": "log"} if scale.log else {}),
             aspectmode="manual",
             aspectratio={"x": 1, "y": 1, "z": 0.8},
-            camera={"eye": {"x": 1.7, "y": -1.95, "z": 1.2}},
+            camera={"eye": {"x": 1.35, "y": -1.55, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.12}},
             **place,
         )
     figure.update_layout(height=rows * 420 + 60, margin={"l": 0, "r": 0, "t": 40 if any(surfaces) else 8, "b": 8})

@@ -12,7 +12,7 @@ from landscape.plots.checks import check_drawing, check_type
 from landscape.plots.interactive import new_plotly, plain
 from landscape.plots.planes import edges
 from landscape.plots.scale import log_ticks
-from landscape.plots.style import FULL, MISSING, PALETTE, PaperFigure, label, number, paper_style
+from landscape.plots.style import FULL, MISSING, PALETTE, PaperFigure, fitting, label, number, paper_style
 from landscape.results.types import Array, GradientTrace
 
 _NAMES = {"cosine": "cosine of the gradients", "distance": "distance of the gradients"}
@@ -53,7 +53,7 @@ def traces(trace: GradientTrace, *, backend: str = "matplotlib", theme: str = "l
         handles, texts = axes[1].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside lower center", ncols=3)
         if title:
-            figure.suptitle(label(title))
+            figure.suptitle(fitting(title, width - 0.3))
         if not len(trace.step):
             for ax in axes:
                 ax.text(0.5, 0.5, "no steps recorded", transform=ax.transAxes, ha="center", va="center")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 
-from landscape.plots.checks import check_drawing, check_named
+from landscape.plots.epochs import check_epochs, epoch_axis, say_if_empty
 from landscape.plots.interactive import new_plotly, plain
 from landscape.plots.scale import log_ticks
-from landscape.plots.style import FULL, INK, Look, PaperFigure, label, legend_columns, legend_height, looks_for, paper_style
+from landscape.plots.style import FULL, INK, Look, PaperFigure, label, legend_columns, legend_height, paper_style
 from landscape.results.types import Array, TrainingHistory
 
 _ROWS = ("loss", "accuracy")
@@ -38,9 +38,7 @@ def training(
     Returns:
         The matplotlib or plotly figure.
     """
-    check_drawing(backend, theme, width)
-    named = check_named(histories, TrainingHistory, "histories")
-    looks = looks_for(named, looks)
+    named, looks = check_epochs(histories, TrainingHistory, "histories", looks, backend=backend, theme=theme, width=width)
     losses = np.concatenate([np.concatenate([h.train_loss, h.test_loss]) for h in named.values()])
     losses = losses[np.isfinite(losses)]
     log = bool(losses.size and losses.min() > 0)
@@ -78,8 +76,8 @@ def training(
                 ax.grid(True)
         if log:
             log_ticks(axes[0, 0], losses)
-        if not any(len(h.epoch) for h in named.values()):
-            axes[0, 0].text(0.5, 0.5, "no epochs", transform=axes[0, 0].transAxes, ha="center")
+        epoch_axis(axes[1, 0])
+        say_if_empty(axes[0, 0], [h.epoch for h in named.values()])
         figure.legend(handles=key, loc="outside lower center", ncols=legend_columns(texts, width))
     return figure
 

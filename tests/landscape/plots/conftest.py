@@ -9,6 +9,7 @@ import torch
 
 from landscape.results.types import (
     Cost,
+    CurvatureTrace,
     Eigenpairs,
     GradientTrace,
     Provenance,
@@ -102,6 +103,14 @@ class Ripple:
         each = weights @ bumps.T
         nodes = np.broadcast_to(values, weights.shape).copy()
         return SpectralDensity(grid, each.mean(0), each.std(0, ddof=1) / 2, nodes, weights, sigma, 160, provenance=PROVENANCE)
+
+    def curvature_trace(self, k: int = 3) -> CurvatureTrace:
+        eigen, trace, epoch = self.eigen(k), self.trace(), np.arange(0, 11, 2)
+        growth = (1 + 0.1 * epoch)[:, None]
+        return CurvatureTrace(
+            epoch, growth * eigen.values, growth * eigen.residuals, growth[:, 0] * trace.value, growth[:, 0] * trace.stderr,
+            np.full(len(epoch), 40), 1e-3, provenance=PROVENANCE,
+        )  # fmt: skip
 
     def sharpness(self, m: int, rho: float = 0.05) -> Sharpness:
         rng = np.random.default_rng(m)

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pytest
 from conftest import Ripple
+from legibility import flaws
 from matplotlib.figure import Figure
 
 from landscape import plots
@@ -38,73 +39,89 @@ def every_figure(sharp: Ripple, flat: Ripple, names: tuple[str, ...] | list[str]
     """Return a call for each kind of figure, so that a test can make the ones it needs."""
     runs = {name: (sharp, flat)[i % 2] for i, name in enumerate(names)}
     (history, trace), planes = flat.descend("sampa", 20), {n: r.surface(13, 11) for n, r in runs.items()}
+    sharpness = {n: {m: r.sharpness(m) for m in (1, 16, 256)} for n, r in runs.items()}
+    gaps = {n: [(0.02 * i + 0.03 * seed, 0.02) for seed in range(3)] for i, n in enumerate(runs)}
     return {
         "contour": lambda: plots.contour(next(iter(planes.values())), title=names[0], **options),
         "contours": lambda: plots.contours(planes, **options),
         "surface3d": lambda: plots.surface3d(next(iter(planes.values())), title=names[0], **options),
         "surfaces3d": lambda: plots.surfaces3d(planes, **options),
-        "lines": lambda: plots.lines({n: r.surface(15, None) for n, r in runs.items()}, **options),
+        "lines": lambda: plots.lines({n: [r.surface(15, None, shift=s) for s in (0, 0.1)] for n, r in runs.items()}, **options),
         "spectrum": lambda: plots.spectrum(flat.density(), title=names[0], **options),
         "spectra": lambda: plots.spectra({n: r.density() for n, r in runs.items()}, **options),
         "eigenvalues": lambda: plots.eigenvalues({n: r.eigen() for n, r in runs.items()}, **options),
-        "sharpness": lambda: plots.sharpness({n: {m: r.sharpness(m) for m in (1, 16, 256)} for n, r in runs.items()}, **options),
+        "sharpness": lambda: plots.sharpness(sharpness, **options),
         "training": lambda: plots.training(dict.fromkeys(runs, history), **options),
         "traces": lambda: plots.traces(trace, title=names[0], **options),
+        "curvature": lambda: plots.curvature({n: r.curvature_trace() for n, r in runs.items()}, **options),
+        "speed": lambda: plots.speed(dict.fromkeys(runs, [history, history]), target=0.5, **options),
+        "generalization": lambda: plots.generalization({n: [of[m] for m in of] for n, of in sharpness.items()}, gaps, **options),
+        "over_seeds": lambda: plots.over_seeds(dict.fromkeys(("largest eigenvalue", "trace"), dict.fromkeys(runs, [1, 2.5])), **options),
+        "descent": lambda: plots.descent({"η = 0.1": dict.fromkeys(runs, [trace]), names[0]: dict.fromkeys(runs, [trace])}, **options),
     }
 
 
-KINDS = ("contour", "contours", "surface3d", "surfaces3d", "lines", "spectrum", "spectra", "eigenvalues", "sharpness", "training", "traces")
+WORDS = {
+    "contour": ("direction 1 (filter-normalised)", "direction 2", "loss (log scale)"),
+    "contours": ("direction 1", "direction 2", "loss (log scale)", "sgd"),
+    "surface3d": ("x: direction 1", "y: direction 2", "loss (log scale)"),
+    "surfaces3d": ("x: direction 1", "loss (log scale)", "sampa-0.2"),
+    "lines": ("direction 1", "loss (log scale)", "accuracy", "range over 2 seeds"),
+    "spectrum": ("eigenvalue", "density", "log scale"),
+    "spectra": ("eigenvalue", "density", "sgd"),
+    "eigenvalues": ("rank", "eigenvalue ± residual"),
+    "sharpness": ("examples per shard", "ρ = 0.05", "standard error"),
+    "training": ("epoch", "loss (log scale)", "accuracy"),
+    "traces": ("training step", "cosine", "layer", "norm"),
+    "curvature": ("epoch", "largest eigenvalues ± residual", "trace ± standard error"),
+    "speed": ("training time (s)", "test accuracy", "0.5 in ", "range over 2 seeds"),
+    "generalization": ("sharpness", "test loss − training loss", "τ = ", "n = 12", "standard error"),
+    "over_seeds": ("largest eigenvalue", "trace", "sgd"),
+    "descent": ("iteration t", "‖∇f(x)‖²", "sgd"),
+}
+KINDS = tuple(WORDS)
+TWICE_AS_WIDE = ("contours", "surfaces3d", "traces", "over_seeds")  # other panels side by side at the full width
 
 
 def texts(figure: Figure) -> list[str]:
     return [t.get_text() for t in figure.findobj(matplotlib.text.Text) if t.get_visible() and t.get_text().strip()]
 
 
-@pytest.mark.parametrize(
-    ("kind", "width"), [(k, plots.COLUMN) for k in KINDS] + [(k, plots.FULL) for k in ("contours", "surfaces3d", "traces")]
-)
-def test_nothing_is_clipped_and_axes_are_named(kind: str, width: float, sharp: Ripple, flat: Ripple) -> None:
+@pytest.mark.parametrize(("kind", "width"), [(k, plots.COLUMN) for k in KINDS] + [(k, plots.FULL) for k in TWICE_AS_WIDE])
+def test_every_text_is_on_the_page_alone_and_axes_are_named(kind: str, width: float, sharp: Ripple, flat: Ripple) -> None:
     figure = every_figure(sharp, flat, width=width)[kind]()
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()
-    page = figure.bbox
+    assert not flaws(figure)
     assert figure.get_size_inches()[0] == width
-    for text in figure.findobj(matplotlib.text.Text):
-        if not (text.get_visible() and text.get_text().strip()) or text.get_clip_on():
-            continue
-        owner = text.axes
-        if owner is not None and (not owner.get_visible() or _off(text, owner)):
-            continue
-        box = text.get_window_extent(renderer)
-        assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, (text.get_text(), box, page)
-        assert box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, (text.get_text(), box, page)
     shown = " ".join(texts(figure))
-    for word in {
-        "contour": ("direction 1 (filter-normalised)", "direction 2", "loss (log scale)"),
-        "contours": ("direction 1", "direction 2", "loss (log scale)", "sgd"),
-        "surface3d": ("x: direction 1", "y: direction 2", "loss (log scale)"),
-        "surfaces3d": ("x: direction 1", "loss (log scale)", "sampa-0.2"),
-        "lines": ("direction 1", "loss (log scale)", "accuracy", "standard error"),
-        "spectrum": ("eigenvalue", "density", "log scale"),
-        "spectra": ("eigenvalue", "density", "sgd"),
-        "eigenvalues": ("rank", "eigenvalue ± residual"),
-        "sharpness": ("examples per shard", "ρ = 0.05", "standard error"),
-        "training": ("epoch", "loss (log scale)", "accuracy"),
-        "traces": ("training step", "cosine", "layer", "norm"),
-    }[kind]:
+    for word in WORDS[kind]:
         assert word in shown, (word, shown)
 
 
-def _off(text: Any, axes: Any) -> bool:
-    """Say whether a tick label lies outside the range of its axis; matplotlib does not draw those."""
-    for axis in (getattr(axes, f"{name}axis", None) for name in "xyz"):
-        if axis is None:
-            continue
-        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
-            if text in (tick.label1, tick.label2):
-                low, high = sorted(axis.get_view_interval())
-                return not (low <= tick.get_loc() <= high)
-    return False
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("contour", "surface3d", "spectrum", "traces")])
+def test_seven_methods_of_any_name_keep_apart(kind: str, sharp: Ripple, flat: Ripple) -> None:
+    assert not flaws(every_figure(sharp, flat, HOSTILE[1:8], width=plots.COLUMN)[kind]())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [plots.COLUMN, plots.WIDE, plots.FULL])
+@pytest.mark.parametrize(
+    "names", [HOSTILE[:1], HOSTILE[4:6], HOSTILE[6:10], HOSTILE[:7], ["W" * 90, "W" * 28, "W" * 7], [f"m{i}" for i in range(7)]]
+)
+def test_texts_keep_apart_at_every_width_and_number_of_methods(
+    kind: str, width: float, names: list[str], sharp: Ripple, flat: Ripple
+) -> None:
+    assert not flaws(every_figure(sharp, flat, names, width=width)[kind]())
+
+
+def test_the_boxes_find_what_is_illegible() -> None:
+    figure = PaperFigure(figsize=(2, 1), layout=None)
+    left, right = figure.add_axes((0.1, 0.2, 0.4, 0.6)), figure.add_axes((0.6, 0.2, 0.35, 0.6))
+    figure.text(0.5, 0.5, "on both panels", ha="center")
+    left.set_title("much too long a title for this panel")
+    right.set_title("another title for that panel")
+    found = " ".join(flaws(figure))
+    assert "is off the page" in found and "'on both panels' on a panel" in found and "on 'another title for that panel'" in found
 
 
 def test_panels_share_one_scale(sharp: Ripple, flat: Ripple) -> None:
@@ -232,11 +249,9 @@ def test_empty_records_are_drawn_and_say_so(flat: Ripple) -> None:
     plots.traces(dataclasses.replace(trace, **nothing), backend="plotly").to_json()
 
 
-@pytest.mark.parametrize("kind", ["contours", "surfaces3d", "lines", "spectra", "eigenvalues", "sharpness", "training", "traces"])
-def test_any_name_is_drawn_as_text(kind: str, sharp: Ripple, flat: Ripple) -> None:
-    names = HOSTILE[:3] if kind in ("contours", "surfaces3d", "spectra") else HOSTILE[:3] + HOSTILE[5:]
-    every_figure(sharp, flat, names)[kind]().draw_without_rendering()
-    interactive = every_figure(sharp, flat, names, backend="plotly")[kind]().to_json()
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_name_is_text_in_plotly_too(kind: str, sharp: Ripple, flat: Ripple) -> None:
+    interactive = every_figure(sharp, flat, HOSTILE[:3] + HOSTILE[5:], backend="plotly")[kind]().to_json()
     assert "<script" not in interactive and "\\u003cscript" not in interactive.lower()
 
 
