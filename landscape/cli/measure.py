@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from io import StringIO
@@ -163,15 +164,8 @@ class Surface:
 
     def run(self) -> None:
         """Measure, print and save; under torchrun the processes share the points, and the first one prints."""
-        if not started_as_group():
-            self._measure(together=False)
-            return
-        torch.distributed.init_process_group("gloo")
-        try:
-            with nullcontext() if leads() else redirect_stdout(StringIO()):
-                self._measure(together=True)
-        finally:
-            torch.distributed.destroy_process_group()
+        with group() as together:
+            self._measure(together=together)
 
     def _measure(self, *, together: bool) -> None:
         if self.plane is not None and self.like is not None:
@@ -205,6 +199,20 @@ class Surface:
         return random_plane(other, normalize=normalize, seed=self.source.seed).around(objective)
 
 
+@contextmanager
+def group() -> Iterator[bool]:
+    """Meet the other processes if torchrun has started some, and say whether it has; the first one prints."""
+    if not started_as_group():
+        yield False
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        with nullcontext() if leads() else redirect_stdout(StringIO()):
+            yield True
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def file_for(source: Source, objective: Objective) -> Path:
     """Find out before long work whether its result can be written, and belongs into that file."""
     path = source.results_file()
@@ -233,4 +241,9 @@ def _interpolated(between: NDArray[np.bool_], estimate: Array, loss: Array) -> s
 def keep(path: Path, result: Result, label: str) -> None:
     """Save a result and print it."""
     store.save(path, result)
+    say(path, result, label)
+
+
+def say(path: Path, result: Result, label: str) -> None:
+    """Print a result that lies in a file."""
     print(f"{label:>12}  {result.summary()}\n{'':>12}  {result.cost}; saved in {path}")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 from torch import nn
 
 import sam_core
-from landscape.cli.measure import file_for, keep, loss_line
+from landscape.cli.measure import file_for, group, loss_line, say
 from landscape.cli.source import Source
 from landscape.surfaces import around_coordinates, connect_modes, linear_path, loss_surface, loss_trajectory, pca_plane
 from landscape.surfaces.weights import statistics_names
+from sam_core.ranks import leads
 from sam_core.training.checkpoint import LATEST
 
 # Barriers have standard errors over batches: there must be some.
@@ -31,6 +32,8 @@ class Ends(Source):
 @dataclass(frozen=True)
 class Path:
     """Measure the loss between two checkpoints, straight or on a trained curve, with its barrier; or the trajectory of a run."""
+
+    INTERRUPTED: ClassVar[str] = "; the same command goes on from what was saved"
 
     checkpoints: tyro.conf.Positional[tuple[FilePath, ...]]
     """Two checkpoints or run folders of `landscape train`, or with --model two state_dict files; with --trajectory one run folder."""
@@ -55,13 +58,18 @@ class Path:
     """Name of the result in the file; "linear", "aligned", "bezier", "chain" or "trajectory" by default."""
 
     def run(self) -> None:
-        """Measure, print and save."""
-        if self.trajectory:
-            self._trajectory()
-        else:
-            self._between()
+        """Measure, print and save; under torchrun the processes share the points, and the first one prints."""
+        if self.bend is None:
+            for option, value, default in (("--bends", self.bends, 1), ("--epochs", self.epochs, 30), ("--lr", self.lr, 0.03)):
+                if value != default:
+                    raise ValueError(f"{option} is for the training of a curve: give --bend bezier or --bend chain too, or leave it out")
+        with group() as together:
+            if self.trajectory:
+                self._trajectory(together=together)
+            else:
+                self._between(together=together)
 
-    def _between(self) -> None:
+    def _between(self, *, together: bool) -> None:
         if len(self.checkpoints) != 2:
             raise ValueError(f"give two checkpoints, landscape path A B, or one run and --trajectory; got {len(self.checkpoints)}")
         if self.points < 2:
@@ -72,34 +80,30 @@ class Path:
         if source.batch_size is None and objective.batches.in_memory and size < objective.batches.batch_size:
             objective = replace(source, batch_size=size).objective()
         end = Source(**{**vars(self.source), "checkpoint": self.checkpoints[1]}).objective().model
-        path = file_for(source, objective)
+        path = file_for(source, objective) if leads() else source.results_file()
         loss_line(objective)
-        a, seed = objective.model, self.source.seed
+        a, b = objective.model, end
+        common: dict[str, Any] = {"align": self.align, "seed": self.source.seed, "out": path, "name": self.name, "ranks": together}
         if self.bend is None:
-            found = linear_path(
-                objective, a, end, self.points, align=self.align, statistics=self.statistics or "interpolate", seed=seed, name=self.name
-            )
-            keep(path, found, "barrier")
+            say(path, linear_path(objective, a, b, self.points, statistics=self.statistics or "interpolate", **common), "barrier")
         else:
             curve = connect_modes(
                 objective,
                 a,
-                end,
+                b,
                 curve=self.bend,
                 bends=self.bends,
                 epochs=self.epochs,
                 lr=self.lr,
-                align=self.align,
                 points=self.points,
                 statistics=self.statistics or "recompute",
-                seed=seed,
-                name=self.name,
+                **common,
             )
-            keep(path, curve.linear, "straight")
-            keep(path, curve.path, self.bend)
+            say(path, curve.linear, "straight")
+            say(path, curve.path, self.bend)
         print(f"draw it with: landscape plot {path}")
 
-    def _trajectory(self) -> None:
+    def _trajectory(self, *, together: bool) -> None:
         for option, given in (("--align", self.align), ("--bend", self.bend)):
             if given:
                 raise ValueError(f"--trajectory follows one run; leave out {option}")
@@ -111,18 +115,19 @@ class Path:
         epochs, models = stored_epochs(self.checkpoints[0])
         source = self._from()
         objective = source.objective()
-        path = file_for(source, objective)
+        path = file_for(source, objective) if leads() else source.results_file()
         loss_line(objective)
         name = self.name or "trajectory"
         plane = pca_plane(models, objective)
         statistics = self.statistics or "interpolate"
-        steps = loss_trajectory(objective, models, epochs, plane=plane, statistics=statistics, name=name)
-        keep(path, steps, "trajectory")
+        common: dict[str, Any] = {"out": path, "name": name, "ranks": together}
+        steps = loss_trajectory(objective, models, epochs, plane=plane, statistics=statistics, **common)
+        say(path, steps, "trajectory")
         assert steps.coordinates is not None
         if self.points:
             x, y = around_coordinates(steps.coordinates, self.points)
             anew = statistics == "recompute" and statistics_names(objective)
-            surface = loss_surface(objective, plane, x=x, y=y, statistics="recompute" if anew else "keep", out=path, name=name)
+            surface = loss_surface(objective, plane, x=x, y=y, statistics="recompute" if anew else "keep", **common)
             print(f"{'surface':>12}  {surface.summary()}\n{'':>12}  {surface.cost}; saved in {path}")
         print(f"draw it with: landscape plot {path}")
 

@@ -112,6 +112,9 @@ def test_state_dicts_of_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.
         (["{a}", "{other}"], "b has '1.weight' of shape"),
         (["{a}", "{b}", "--points", "1"], "--points must be at least 2"),
         (["{a}", "no/such"], "no/such"),
+        (["{a}", "{b}", "--bends", "2"], "--bends is for the training of a curve"),
+        (["{a}", "--trajectory", "--epochs", "2"], "--epochs is for the training of a curve"),
+        (["{a}", "{b}", "--bend", "chain", "--lr", "nan"], "lr must be positive"),
     ],
 )
 def test_mistakes_are_one_line(
