@@ -61,6 +61,7 @@ The attribute `checksums` of the root and of every group is JSON:
 | `names` | which attributes these are: what somebody adds by hand later is no damage |
 | `datasets` | for each dataset the CRC-32 of its values, after that of the text of their NumPy dtype and shape |
 | `described` | for each dataset the CRC-32 of the JSON text of its axes, units, long name and flags |
+| `shapes` | for each dataset its dtype and shape, which are compared before it is read |
 
 A reader compares them: a flipped bit is an error that names the file and the group, never another number. A dataset that declares more
 bytes than its share of the file can hold, or than the machine has, is refused before it is read; so are virtual datasets and those in other

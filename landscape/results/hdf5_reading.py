@@ -16,7 +16,7 @@ from landscape.results.files import check_signature
 from landscape.results.migration import migrated
 from landscape.results.names import printable, unescape_name
 from landscape.results.schema import LAYOUTS, PARTIAL, SCHEMA_VERSION, layout_of_group
-from landscape.results.values import Dataset, Group, verify
+from landscape.results.values import Dataset, Group, shape_text, sums_of, verify
 
 MOST_COMPRESSED = 1032  # what DEFLATE reaches where all is zero
 
@@ -129,6 +129,8 @@ def get_group(file: h5py.File, place: str, wanted: Callable[[str], bool], versio
         StoreError: A dataset lies in another file or is larger than its file can hold, or a group of an older version is damaged.
     """
     node = file[place]
+    found = attributes_of(node)
+    written = sums_of(found).get("shapes", {})
     datasets: dict[str, Dataset] = {}
     room = _memory()
     for name in members(node):
@@ -137,11 +139,14 @@ def get_group(file: h5py.File, place: str, wanted: Callable[[str], bool], versio
             continue
         if item.is_virtual or item.external:
             raise StoreError(f"the dataset {name} lies in another file")
-        room -= _size(name, item, room)
         text = h5py.check_string_dtype(item.dtype) is not None
+        shape = shape_text("text" if text else item.dtype.str, item.shape)
+        if written.get(name, shape) != shape:  # found before anything is read, be it larger than any memory
+            raise StoreError(f"the dataset {name} is {shape}, where {written[name]} was written")
+        room -= _size(name, item, room)
         values = item.asstr()[...].tolist() if text else item[...] if item.shape else np.asarray(item[()])
         datasets[name] = Dataset(values, tuple(axes_of(item, name)), attributes_of(item))
-    return migrated(Group(place, attributes_of(node), datasets), attributes_of(file)["schema_version"] if version is None else version)
+    return migrated(Group(place, found, datasets), attributes_of(file)["schema_version"] if version is None else version)
 
 
 def _size(name: str, item: h5py.Dataset, room: int) -> int:

@@ -11,7 +11,7 @@ import h5py
 
 from landscape.results import encode
 from landscape.results.errors import StoreError
-from landscape.results.hdf5_reading import about, attributes_of, axes_of, get_group, reading, root_of
+from landscape.results.hdf5_reading import about, attributes_of, axes_of, get_group, members, places, reading, root_of
 from landscape.results.names import printable
 from landscape.results.schema import LAYOUTS, PARTIAL, layout_of_group
 
@@ -71,31 +71,37 @@ def describe(path: str | Path) -> Description:
     summaries: dict[str, str] = {}
     damaged: list[str] = []
 
-    def visit(place: str, item: Any) -> None:
-        if not isinstance(item, h5py.Dataset):
-            return
-        group, _, name = place.rpartition("/")
+    def add(group: str, name: str, item: Any, parent: Any) -> None:
         layout = layout_of_group(group)
         order = [variable.name for variable in layout.variables] if layout else []
         rank = (LAYOUTS.index(layout) if layout else len(LAYOUTS), order.index(name) if name in order else len(order))
         if group not in of_group:
-            of_group[group] = {printable(k): _shown(v) for k, v in attributes_of(item.parent).items() if k != "checksums"}
+            of_group[group] = {printable(k): _shown(v) for k, v in attributes_of(parent).items() if k != "checksums"}
         dims = tuple(printable(axis or "?") for axis in axes_of(item, name))
         units, long_name = (printable(str(item.attrs.get(key, ""))) for key in ("units", "long_name"))
         dtype = "str" if h5py.check_string_dtype(item.dtype) else str(item.dtype)
-        rows.append((rank, Row(printable(group), printable(name), dims, item.shape, dtype, units, long_name, of_group[group])))
+        rows.append((rank, Row(printable(group), printable(name), dims, item.shape or (), dtype, units, long_name, of_group[group])))
+
+    def others(place: str, item: Any) -> None:
+        group, _, name = place.rpartition("/")
+        if isinstance(item, h5py.Dataset) and group not in ours:
+            add(group, name, item, item.parent)
 
     with reading(path) as file:
         with about(path, "the list of groups"):
-            file.visititems(visit)
+            ours = places(file)
+            for place in ours:  # by their own names, even where another link leads there, too
+                node = file[place]
+                for name in members(node) if isinstance(node, h5py.Group) else ():
+                    if isinstance(node[name], h5py.Dataset):
+                        add(place, name, node[name], node)
+            file.visititems(others)
         try:
             root = {key: _shown(value) for key, value in root_of(path, file).items() if key != "checksums"}
         except StoreError as error:
             root = {"DAMAGED": printable(str(error))}
             damaged.append("the root")
-        for place in of_group:
-            if layout_of_group(place) is None:
-                continue
+        for place in ours:
             try:
                 with about(path, place):
                     summaries[printable(place)] = _summary(file, place)

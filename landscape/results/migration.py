@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from landscape.results.schema import SCHEMA_VERSION
-from landscape.results.values import Group, checksum, described, sums_of, verify
+from landscape.results.values import Group, checksum, descriptions, sums_of, verify
 
 
 def migrated(group: Group, version: int) -> Group:
@@ -23,7 +23,7 @@ def _from_1(group: Group) -> Group:
     ours = {name: group.attributes[name] for name in sums["names"]}
     if ours.get("kind") == "sharpness":
         ours.setdefault("settings", "{}")
-    sums |= {"attributes": checksum(ours), "names": sorted(ours), "described": {n: described(d) for n, d in group.datasets.items()}}
+    sums |= {"attributes": checksum(ours), "names": sorted(ours), **descriptions(group.datasets)}
     return Group(group.path, {**group.attributes, **ours, "checksums": json.dumps(sums)}, group.datasets)
 
 

@@ -132,9 +132,26 @@ def sealed_attributes(attributes: Mapping[str, Scalar], datasets: Mapping[str, D
         "attributes": checksum(attributes),
         "names": sorted(attributes),  # what somebody adds by hand later is none of ours
         "datasets": {name: checksum(dataset.values) for name, dataset in datasets.items()},
-        "described": {name: described(dataset) for name, dataset in datasets.items()},
+        **descriptions(datasets),
     }
     return {**attributes, "checksums": json.dumps(sums)}
+
+
+def descriptions(datasets: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
+    """Return what the checksums of a group say of its datasets beside their values: how to read them, and how much is there."""
+    return {
+        "described": {name: described(dataset) for name, dataset in datasets.items()},
+        "shapes": {name: shape_text(*_kind_and_shape(dataset.values)) for name, dataset in datasets.items()},
+    }
+
+
+def shape_text(dtype: str, shape: tuple[int, ...]) -> str:
+    """Return dtype and shape in a few words, such as "<f8 3 x 5"; the dtype of strings is "text"."""
+    return f"{dtype} {' x '.join(map(str, shape))}".rstrip()
+
+
+def _kind_and_shape(values: Values) -> tuple[str, tuple[int, ...]]:
+    return ("text", (len(values),)) if isinstance(values, list) else (values.dtype.str, values.shape)
 
 
 def described(dataset: Dataset) -> str:
@@ -154,7 +171,7 @@ def sums_of(attributes: Mapping[str, Any]) -> dict[str, Any]:
     sums = decode_attribute(CHECKSUMS, attributes["checksums"])
     try:
         same = sums["attributes"] == checksum({name: attributes[name] for name in sums["names"]})
-        same = same and all(isinstance(sums.get(key, {}), dict) for key in ("datasets", "described"))
+        same = same and all(isinstance(sums.get(key, {}), dict) for key in ("datasets", "described", "shapes"))
     except (TypeError, KeyError, ValueError):
         same = False
     if not same:

@@ -117,11 +117,12 @@ def load_flipped(connection: Connection, path: Path, trials: int) -> None:
 
 def _refusals(path: Path, trials: int) -> int:
     truth, root = {group: store.load(path, group) for group in store.groups(path)}, store.attributes(path)
+    partial, rows = store.load_partial(path, "growing"), {f"{row.group}/{row.dataset}": row for row in store.describe(path)}
     whole, victim, rng, refused = path.read_bytes(), path.with_name("victim.h5"), random.Random(trials), 0
     for trial in range(trials):
         broken = bytearray(whole)
         for _ in range(rng.choice([1, 1, 1, 8])):
-            broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+            broken[rng.randrange(len(broken))] ^= rng.choice([1 << rng.randrange(8), rng.randrange(1, 256)])
         victim.write_bytes(broken)
         for group in rng.sample(sorted(truth), 3):
             try:
@@ -135,7 +136,11 @@ def _refusals(path: Path, trials: int) -> int:
             assert store.attributes(victim) == root
         with contextlib.suppress(StoreError):
             store.open(victim)
-        if trial % 5 == 0:
+        with contextlib.suppress(StoreError):
+            found = store.load_partial(victim, "growing")
+            assert found is not None and found[1] == partial[1] and all(np.array_equal(found[0][k], v) for k, v in partial[0].items())
+        if trial % 10 == 0:
             with contextlib.suppress(StoreError):
-                store.describe(victim)
+                told = store.describe(victim)
+                assert all(row == rows[f"{row.group}/{row.dataset}"] for row in told if row.group not in told.damaged), trial
     return refused
