@@ -165,6 +165,14 @@ _CLASSES = _derived(_Convolution, _CONVOLUTIONS) | _derived(_Affine, _NORMS)
 _ABSORBED = _derived(_Absorbed, _NORMS)
 
 
+REWRITTEN = frozenset((*_CLASSES.values(), *_ABSORBED.values()))
+
+
+def passes_through(module: nn.Module) -> bool:
+    """Tell whether a module in evaluation mode returns the very tensor that it is given."""
+    return type(module) in (nn.Identity, nn.Dropout, *_ABSORBED.values())
+
+
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple) -> Tensor:
     stride, padding, dilation, groups = geometry
     return torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, (0,) * len(stride), groups)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from landscape.batches import Batches, count_examples, leaves, seed_torch
 from landscape.fastforms import Form, images_last, rewrite
+from landscape.overwriting import overwriting
 from landscape.provenance import command_line, device_name, library_version, names_sha256, tensors_sha256
 from landscape.results.types import Cost, Provenance
 from landscape.stateless import (
@@ -222,18 +223,20 @@ class Objective:
         return loss / weight if self.reduction == "sum" else loss
 
     def bound(
-        self, params: Mapping[str, Tensor], form: Form = "plain", held: Held | None = None
+        self, params: Mapping[str, Tensor], form: Form = "plain", held: Held | None = None, overwrite: bool = False
     ) -> Callable[[Any, int], tuple[Tensor, Any]]:
         """Return a function from (batch, its number) to (loss, outputs) that reads these very tensors: write into them to move.
 
         It equals `batch_loss_and_outputs(params, batch, held, form)` in a pass of `Batches.seeded`, without what that spends on putting
-        parameters in place at every call.
+        parameters in place at every call. Tensors that require gradients get them, unless the network may `overwrite` what it has made.
         """
         model, held = self.caller(form).model, held or self.held()
-        now = held.fixed | held.written | {name: params[name].detach() for name in self.names}
+        varied = {name: params[name] if params[name].requires_grad else params[name].detach() for name in self.names}
+        now = held.fixed | held.written | varied
         replaced = {id(t): now[name] for tensors in (model.named_parameters(), model.named_buffers()) for name, t in tensors}
         skeleton = skeleton_of(model, self.batch_norm, replaced)
-        caller = LossCall(skeleton, self._caller.loss[0], self.takes)
+        network = (overwriting(skeleton) if overwrite else None) or skeleton
+        caller = LossCall(network, self._caller.loss[0], self.takes)
         written = {id(b): b for b in held.written.values()}
         slots = [(module._buffers, key, id(b)) for module in skeleton.modules() for key, b in module._buffers.items() if id(b) in written]
 

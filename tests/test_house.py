@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for folder in ("sam_core", "landscape") for p in (ROOT / folder).rglob("*.py"))
 WINGS = ("curvature", "sharpness", "surfaces", "traces", "plots")
-GROUND = ("results", "objective", "batches", "stateless", "fastforms", "provenance", "intervals", "correlation", "progress")
+GROUND = ("results", "objective", "batches", "stateless", "fastforms", "overwriting", "provenance", "intervals", "correlation", "progress")
 
 
 def imported(path: Path) -> set[str]:

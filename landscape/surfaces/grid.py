@@ -27,7 +27,7 @@ from landscape.surfaces.adaptive import Refinement
 from landscape.surfaces.directions import Plane
 from landscape.surfaces.growing import Growing
 from landscape.surfaces.over_ranks import Dealer
-from landscape.surfaces.points import WORTH_COMPARING, Point, evaluator, fastest
+from landscape.surfaces.points import WORTH_COMPARING, Evaluator, Point, evaluator, fastest_evaluator
 from landscape.surfaces.resume import Keeper
 from landscape.surfaces.weights import statistics_names
 
@@ -126,9 +126,13 @@ def loss_surface(
     refinement = None if tolerance is None else Refinement(xs, ys, float(tolerance))
     dimensions = 1 if ys is None else 2
     with undisturbed(objective.device):
-        way = statistics if statistics != "keep" else _way(objective, plane, dimensions, points) if begun is None else begun.way
+        way, evaluate = (begun.way if begun is not None else statistics), None
+        if begun is None and statistics == "keep":
+            way, evaluate = _chosen(objective, plane, dimensions, points, len(points) if refinement is None else len(points) // 5)
         description["way"] = way if dealer is None else dealer.agreed(way)
-        growing = Growing(objective, points, evaluator(objective, plane, dimensions, description["way"]), refinement, begun, dealer)
+        if evaluate is None or description["way"] != way:
+            evaluate = evaluator(objective, plane, dimensions, description["way"])
+        growing = Growing(objective, points, evaluate, refinement, begun, dealer)
         growing.run(keeper, progress, name)
     evaluated, (loss, accuracy, stderr), estimate = growing.evaluated, growing.results(), None
     status = np.where(np.isnan(loss), Surface.FAILED, Surface.EVALUATED)
@@ -157,12 +161,13 @@ def loss_surface(
     return surface
 
 
-def _way(objective: Objective, plane: Plane, dimensions: int, points: Sequence[Point]) -> str:
-    """Return the way in which points are evaluated, measured on the first batch where there are many of them."""
-    if len(points) * objective.examples < WORTH_COMPARING * max(1, objective.batches.batch_size):
-        return "plain"
+def _chosen(objective: Objective, plane: Plane, dimensions: int, points: Sequence[Point], evaluated: int) -> tuple[str, Evaluator]:
+    """Return the way in which about `evaluated` points are evaluated, measured on the first batch where there are many of them."""
+    evaluations = evaluated * objective.examples / max(1, objective.batches.batch_size)
+    if evaluations < WORTH_COMPARING:
+        return "plain", evaluator(objective, plane, dimensions, "plain")
     with closing(objective.batches.seeded()) as batches:
-        return fastest(objective, plane, dimensions, next(batches)[1], points)[0]
+        return fastest_evaluator(objective, plane, dimensions, next(batches)[1], points, evaluations)[:2]
 
 
 def _coordinates(which: str, axis: Any) -> NDArray[np.float64]:

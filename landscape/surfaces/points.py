@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from landscape.batches import seed_everything
 from landscape.fastforms import Form, candidates, images_last
 from landscape.objective import Held, Objective, Parameters
+from landscape.overwriting import overwriting
 from landscape.surfaces.directions import Plane
 from landscape.surfaces.statistics import Recomputed
 from landscape.surfaces.together import Layer, Together, chain_of
@@ -26,6 +28,8 @@ Point = tuple[float, float]
 
 # Tensors begin at multiples of so many bytes in the flat vectors, as allocators would place them: kernels expect it.
 _ALIGNMENT = 64
+
+_OVERWRITING = ", overwriting"
 
 
 class Evaluator(Protocol):
@@ -39,14 +43,14 @@ class Evaluator(Protocol):
 class PointLoop:
     """One point after another: the parameters are formed in place in one vector that the model reads, and nothing waits for the host."""
 
-    def __init__(self, objective: Objective, plane: Plane, dimensions: int, form: Form = "plain") -> None:
+    def __init__(self, objective: Objective, plane: Plane, dimensions: int, form: Form = "plain", overwrite: bool = False) -> None:
         self._objective, self._form = objective, form
         like = objective.parameters
         self._vectors, self.point = _flatten(plane.origin, like)
         self._origin, *self._directions = (_flatten(t, like)[0] for t in (plane.origin, *plane.directions[:dimensions]))
         self._row = self._origin if dimensions == 1 else [torch.empty_like(o) for o in self._origin]
         self._row_at: float | None = None if dimensions == 2 else 0.0
-        self._call = objective.bound(self.point, form)
+        self._call = objective.bound(self.point, form, overwrite=overwrite)
 
     def move(self, x: float, y: float) -> None:
         """Write origin + x d0 + y d1 into `point`, rounded as `Plane.at` rounds it; the part of a row is kept for its points."""
@@ -99,16 +103,25 @@ class Restated:
         return torch.stack(losses).double(), torch.stack(found).double() if len(found) == len(rights) else None
 
 
-def ways(objective: Objective, batch: Any) -> list[str]:
+Build = Callable[[Plane, int], Evaluator]
+
+
+def ways(objective: Objective, batch: Any) -> dict[str, Build]:
     """Return the ways that there are for a network and batches like this one, the one that promises most first, "plain" last.
 
-    "together", or a form of the model for the loop.
+    "together", or a form of the model for the loop, "overwriting" if it takes no fresh memory for every layer.
     """
+    found: dict[str, Build] = {}
     layers = chain_of(objective)
-    found = ["together"] if layers is not None and _are_rows(objective, batch[0], layers[0]) else []
+    if layers is not None and _are_rows(objective, batch[0], layers[0]):
+        found["together"] = lambda plane, dimensions: Together(objective, plane, dimensions, layers)
+    names: list[str] = ["plain"]
     if objective.batch_norm == "eval":
-        found += [form for form in candidates(objective.model, batch) if form != "plain"]
-    return [*found, "plain"]
+        forms: list[str] = [form for form in candidates(objective.model, batch) if form != "plain"]
+        if forms and objective.takes == "outputs" and not objective.held().written and overwriting(objective.caller(forms[0]).model):  # type: ignore[arg-type]
+            forms[0] += _OVERWRITING
+        names = [*forms, *names]
+    return found | {name: partial(evaluator, objective, way=name) for name in names}
 
 
 def _are_rows(objective: Objective, inputs: Any, first: Layer) -> bool:
@@ -125,15 +138,30 @@ def evaluator(objective: Objective, plane: Plane, dimensions: int, way: str) -> 
         layers = chain_of(objective)
         assert layers is not None
         return Together(objective, plane, dimensions, layers)
-    return PointLoop(objective, plane, dimensions, way)  # type: ignore[arg-type]
+    form = way.removesuffix(_OVERWRITING)
+    return PointLoop(objective, plane, dimensions, form, overwrite=form != way)  # type: ignore[arg-type]
 
 
-def fastest(objective: Objective, plane: Plane, dimensions: int, batch: Any, points: Sequence[Point]) -> tuple[str, dict[str, float]]:
+def fastest(
+    objective: Objective, plane: Plane, dimensions: int, batch: Any, points: Sequence[Point], evaluations: float = 1000
+) -> tuple[str, dict[str, float]]:
     """Return the way to evaluate points that takes the least time on a batch, and the seconds per point of those that were compared.
+
+    See `fastest_evaluator`.
+    """
+    way, _, seconds = fastest_evaluator(objective, plane, dimensions, batch, points, evaluations)
+    return way, seconds
+
+
+def fastest_evaluator(
+    objective: Objective, plane: Plane, dimensions: int, batch: Any, points: Sequence[Point], evaluations: float
+) -> tuple[str, Evaluator, dict[str, float]]:
+    """Return the way to evaluate points that takes the least time on a batch, what goes it, and the seconds per point of those compared.
 
     A way counts only if it can be gone with this loss, and gives the losses of the plain loop at the corners and in the middle of `points`,
     to 1e-5 in float32 and 1e-10 in float64. The one that promises most is taken unless another is clearly faster in two looks: noise shall
-    not choose. Call it where random numbers are put back and nothing is differentiated (`stateless.undisturbed`).
+    not choose. Looking takes a few hundredths of the time of the work. Call it where random numbers are put back and nothing is
+    differentiated (`stateless.undisturbed`).
 
     Args:
         objective: the loss.
@@ -141,59 +169,61 @@ def fastest(objective: Objective, plane: Plane, dimensions: int, batch: Any, poi
         dimensions: 1 on a line.
         batch: the first batch.
         points: all points.
+        evaluations: about how many evaluations of a point on a batch the work consists of.
 
     Returns:
-        The way and the times, none where there is but one.
+        The way, its evaluator and the times, none where there is but one way.
     """
-    found = ways(objective, batch)
-    if len(found) == 1:
-        return "plain", {}
+    built = {way: build(plane, dimensions) for way, build in ways(objective, batch).items()}
+    if len(built) == 1:
+        return "plain", built["plain"], {}
     shown = [points[0], points[len(points) // 2], points[-1]]
-    runs = {way: evaluator(objective, plane, dimensions, way) for way in found}
-    expected, right = runs["plain"](batch, 0, shown)
-    tolerance = _AGREE.get(objective.dtype, 1e-2)
-    for way in found[:-1]:
+    runs = dict(built)
+    (expected, right), plain = _timed(runs["plain"], batch, shown, objective.device)
+    limit = _SHARE * evaluations * plain
+    guesses, tolerance = {}, _AGREE.get(objective.dtype, 1e-2)
+    for way in [*built][:-1]:
         try:
-            losses, rights = runs[way](batch, 0, shown)
+            (losses, rights), guesses[way] = _timed(runs[way], batch, shown, objective.device)
         except Exception:  # a loss that looks at its numbers, or draws, takes one point at a time
             del runs[way]
             continue
         alike = torch.allclose(losses, expected, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True)
         if not alike or (rights is None) != (right is None):
             del runs[way]
-    seconds = {way: _clocked(run, batch, points, objective.device) for way, run in runs.items()}
+    if len(runs) == 1:
+        return "plain", runs["plain"], {"plain": plain}
+    guesses["plain"] = plain
+
+    def look(way: str) -> float:
+        count = min(max(1, int(limit / guesses[way])), 256)
+        return _timed(runs[way], batch, [points[i % len(points)] for i in range(count)], objective.device)[1]
+
+    seconds = {way: look(way) for way in runs}
     first = next(iter(runs))
     best = min(seconds, key=lambda way: seconds[way])
     if best != first and seconds[best] < _CLEARLY * seconds[first]:
-        again = {way: _clocked(runs[way], batch, points, objective.device) for way in (first, best)}
-        return (best if again[best] < _CLEARLY * again[first] else first), seconds
-    return first, seconds
+        again = {way: look(way) for way in (first, best)}
+        seconds |= {way: min(seconds[way], again[way]) for way in again}
+        first = best if seconds[best] < _CLEARLY * seconds[first] else first
+    return first, runs[first], seconds
 
 
 _AGREE = {torch.float64: 1e-10, torch.float32: 1e-5}
 _CLEARLY = 0.7
-_MEASURED_SECONDS = 0.02
+_SHARE = 0.02
 WORTH_COMPARING = 200  # evaluations of a point on a batch: fewer are done before the ways are compared
 
 
-def _clocked(run: Evaluator, batch: Any, points: Sequence[Point], device: torch.device) -> float:
-    """Return the seconds that a point takes: the best of three turns of as many points as fill a moment."""
-    count, best = 1, float("inf")
-    turns = 3
-    while turns:
-        chosen = [points[i % len(points)] for i in range(count)]
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        run(batch, 0, chosen)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent = time.perf_counter() - start
-        if spent < _MEASURED_SECONDS and count < 256:
-            count *= 4
-            continue
-        best, turns = min(best, spent / count), 0 if spent > 10 * _MEASURED_SECONDS else turns - 1
-    return best
+def _timed(run: Evaluator, batch: Any, points: Sequence[Point], device: torch.device) -> tuple[tuple[Tensor, Tensor | None], float]:
+    """Evaluate points on the first batch; return what was found and the seconds that a point took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    found = run(batch, 0, points)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return found, (time.perf_counter() - start) / len(points)
 
 
 def _flatten(tensors: Parameters, like: Parameters) -> tuple[list[Tensor], Parameters]:

@@ -1,8 +1,9 @@
 """Many points of a plane at once, for networks that are a chain of linear layers and functions of single numbers.
 
 For such a network one point is so little work that most of its time goes into starting kernels. Here the weights of g points are stacked,
-and each layer is one batched matrix product. The first layer is linear in the weights: its products with origin and directions are
-computed once for a batch, and their sums are all that is left of it for a point.
+and each layer is one batched matrix product; features come before examples, so that a softmax runs along whole rows of them. The first
+layer is linear in the weights: its products with origin and directions are computed once for a batch, and their sums are all that is left
+of it for a point.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class Together:
         elements = _GPU_ELEMENTS if objective.device.type == "cuda" else _CPU_ELEMENTS
         self._numbers = max(1, elements // widest)  # examples times points in a group
         self._loss = torch.func.vmap(lambda outputs, target, weight: objective.loss_of_outputs(outputs, target, weight), (0, None, None))
+        self._is_cross_entropy = objective.loss_function is F.cross_entropy and objective.reduction == "mean"
         self._first: tuple[int, int, Tensor] | None = None  # of which batch, and its products with the first layer
 
     def __call__(self, batch: Any, index: int, points: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor | None]:
@@ -130,26 +132,30 @@ class Together:
         inputs, target = batch
         x = inputs.flatten(1)
         size = max(1, self._numbers // len(x))
-        losses, rights = [], []
+        classes = self._classes_of(target)
+        losses: list[Tensor] = []
+        rights: list[Tensor | None] = []
         for start in range(0, len(points), size):
             outputs = self._outputs(x, index, points[start : start + size])
-            losses.append(self._losses(outputs, target, batch))
-            found = [self._objective.batch_correct(o, batch) for o in outputs.unbind()] if not self._plain_classes(target) else None
-            rights.append((outputs.argmax(2) == target).sum(1) if found is None else _stacked(found))
+            classified = classes is not None and outputs.shape[1] > 1
+            if classes is not None and classified and self._is_cross_entropy:
+                losses.append(_cross_entropies(outputs, classes))
+            else:
+                losses.append(self._loss(outputs.mT, target, self._objective.weight(batch)))
+            if classes is not None and classified:
+                rights.append(_right(outputs, classes))
+            else:
+                rights.append(_stacked([self._objective.batch_correct(o.mT, batch) for o in outputs.unbind()]))
         known = [right for right in rights if right is not None]
         return torch.cat(losses).double(), torch.cat(known).double() if len(known) == len(rights) else None
 
-    def _plain_classes(self, target: Any) -> bool:
-        return isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point() and self._objective._classification
-
-    def _losses(self, outputs: Tensor, target: Any, batch: Any) -> Tensor:
-        if self._objective.loss_function is F.cross_entropy and self._objective.reduction == "mean" and self._plain_classes(target):
-            found = F.cross_entropy(outputs.flatten(0, 1), target.repeat(len(outputs)), reduction="none")
-            return found.view(len(outputs), -1).sum(1) / (target != _IGNORED).sum()
-        return self._loss(outputs, target, self._objective.weight(batch))
+    def _classes_of(self, target: Any) -> Tensor | None:
+        """Return targets that are classes, as `batch_correct` sees it."""
+        one_each = isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
+        return target if one_each and self._objective._classification else None
 
     def _outputs(self, x: Tensor, index: int, points: Sequence[tuple[float, float]]) -> Tensor:
-        """Return the outputs (g, n, c) of g points."""
+        """Return the outputs (g, c, n) of g points."""
         at = torch.tensor([(1.0, *point) for point in points], dtype=torch.float64)[:, : len(self._parts[0][0])]  # type: ignore[index]
         at = at.to(x.device, self._parts[0][0].dtype)  # type: ignore[index]
         h: Tensor | None = None
@@ -160,23 +166,34 @@ class Together:
                 continue
             weight, bias = part
             if h is None:
-                flat = self._products(x, index, weight, bias).flatten(1)
-                h = (at @ flat).view(len(points), len(x), -1)
+                h = (at @ self._products(x, index, weight, bias).flatten(1)).view(len(points), -1, len(x))
                 continue
             w = (at @ weight.flatten(1)).view(len(points), *weight.shape[1:])
-            if bias is None:
-                h = torch.bmm(h, w.mT)
-            else:
-                h = torch.baddbmm((at @ bias)[:, None], h, w.mT)
+            h = torch.bmm(w, h) if bias is None else torch.baddbmm((at @ bias)[..., None], w, h)
         assert h is not None
         return h
 
     def _products(self, x: Tensor, index: int, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return (1 + dimensions, n, h): the first layer at the origin and along the directions, once for a batch."""
+        """Return (1 + dimensions, h, n): the first layer at the origin and along the directions, once for a batch."""
         if self._first is None or self._first[:2] != (index, x.data_ptr()):
-            found = torch.matmul(x, weight.mT) if bias is None else torch.baddbmm(bias[:, None], x.expand(len(weight), *x.shape), weight.mT)
-            self._first = index, x.data_ptr(), found
+            found = torch.matmul(weight, x.T)
+            self._first = index, x.data_ptr(), found if bias is None else found + bias[..., None]
         return self._first[2]
+
+
+def _cross_entropies(outputs: Tensor, target: Tensor) -> Tensor:
+    """Return the mean cross entropies (g,) of outputs (g, c, n) over what is not ignored; 0/0 where everything is, as in PyTorch."""
+    counted = target != _IGNORED
+    places = torch.where(counted, target, 0).expand(len(outputs), 1, -1)
+    logs = torch.log_softmax(outputs, 1).gather(1, places)[:, 0]
+    return -torch.where(counted, logs, 0).sum(1) / counted.sum()
+
+
+def _right(outputs: Tensor, target: Tensor) -> Tensor:
+    """Return of outputs (g, c, n) how many examples have the largest output at their class, the first one of equal ones."""
+    ranks = torch.arange(outputs.shape[1], 0, -1, device=outputs.device, dtype=torch.float32)[:, None]
+    first = ((outputs == outputs.amax(1, keepdim=True)) * ranks).amax(1)  # argmax(1) is slow on a CPU: it goes along strides
+    return (first == outputs.shape[1] - target).sum(1)
 
 
 def _stacked(found: Sequence[Tensor | None]) -> Tensor | None:

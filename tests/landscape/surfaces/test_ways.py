@@ -40,6 +40,7 @@ def written() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def agree(objective: Objective, dimensions: int = 2, tolerance: float = 1e-10) -> list[str]:
+    """Check every way, and return their names."""
     plane = random_plane(objective, seed=3)
     points = POINTS if dimensions == 2 else [(x, 0.0) for x, _ in POINTS]
     with undisturbed(objective.device):
@@ -51,7 +52,7 @@ def agree(objective: Objective, dimensions: int = 2, tolerance: float = 1e-10) -
                 assert (right is None) == (rights is None)
                 if right is not None:
                     assert torch.equal(right, rights)
-    return ways(objective, batch)
+    return [*ways(objective, batch)]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -67,7 +68,7 @@ def test_every_way_gives_the_losses_of_the_plain_loop(kind: str, dtype: torch.dt
         net = models.make(kind, 10, 3, image_size=32).to(dtype)
         objective = Objective(net, F.cross_entropy, (torch.randn(3, 3, 32, 32, dtype=dtype), torch.arange(3)), batch_size=2)
     found = agree(objective, tolerance=tolerance)
-    expected = {"cnn": "channels_last", "resnet20": "channels_last", "written": "together"}.get(kind, "plain")
+    expected = {"cnn": "channels_last", "resnet20": "channels_last, overwriting", "written": "together"}.get(kind, "plain")
     assert expected in found
 
 
@@ -100,7 +101,7 @@ def test_what_is_no_chain_is_left_to_the_loop(model: nn.Module) -> None:
 def test_hooks_are_part_of_the_model() -> None:
     model, x, y = written()
     model.two.register_forward_hook(lambda module, given, output: output * 2)
-    assert ways(Objective(model, F.cross_entropy, (x, y)), (x, y)) == ["plain"]
+    assert ways(Objective(model, F.cross_entropy, (x, y)), (x, y)).keys() == {"plain"}
 
 
 def test_a_way_that_is_wrong_is_never_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,3 +201,40 @@ def test_losses_that_cannot_be_taken_at_many_points_at_once_are_taken_at_one(los
     surface = loss_surface(objective, plane, (-1, 1, 15), (-1, 1, 15))
     assert surface.plane["way"] == "plain"
     assert abs(surface.loss[3, 11] - objective.loss(plane.at(surface.x[11], surface.y[3]))) < 1e-12
+
+
+class Branches(nn.Module):
+    """Reads some tensors twice, keeps views of others, and normalises in place: what may be overwritten is not obvious."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.norm, self.last, self.same = nn.BatchNorm2d(4), nn.Linear(4, 3), nn.Identity()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.one(x)
+        b = self.relu(a) + a  # a is read twice
+        c = self.same(self.norm(self.two(b)))
+        view = c[:, :, ::2]  # and c through a view
+        d = F.relu(c)
+        e = self.three(d) + b.mean((2, 3), keepdim=True)  # a smaller tensor is added
+        f = torch.add(self.relu(e), d)
+        return self.last((f.mean((2, 3)) + view.mean((2, 3))).relu() + b.amax((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_only_what_nothing_else_reads_is_overwritten(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Branches().to(dtype)
+    objective = Objective(model, F.cross_entropy, (torch.randn(6, 3, 4, 4, dtype=dtype), torch.arange(6) % 3), batch_size=4)
+    plane = random_plane(objective, seed=3)
+    assert [*ways(objective, (torch.randn(2, 3, 4, 4, dtype=dtype), torch.zeros(2)))] == [
+        "channels_last, overwriting",
+        "rewritten",
+        "plain",
+    ]
+    with undisturbed(objective.device):
+        for index, batch in objective.batches.seeded():
+            bits = [evaluator(objective, plane, 2, way)(batch, index, POINTS) for way in ("channels_last", "channels_last, overwriting")]
+            assert all(torch.equal(*pair) for pair in zip(*bits, strict=True))
