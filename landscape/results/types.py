@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,6 +77,12 @@ class Result:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.summary()} | {self.cost}>"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Show the result in a notebook, with its figure where it has one."""
+        # By name, when a notebook asks: results are below the pictures and know nothing of them.
+        bundle: dict[str, Any] = import_module("landscape.plots.display").mime_bundle(self, include, exclude)
+        return bundle
 
 
 @dataclass(frozen=True, eq=False, repr=False)
