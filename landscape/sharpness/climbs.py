@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from landscape.sharpness.ball import Ball
-from landscape.sharpness.shards import ShardLoss
+from landscape.sharpness.shard_losses import ShardLoss
 
 Start = list[Tensor] | None  # None is the model's own weights
 

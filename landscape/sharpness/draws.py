@@ -15,7 +15,7 @@ from landscape.progress import progress as progress_bar
 from landscape.results.types import Array
 from landscape.sharpness.over_ranks import Share
 from landscape.sharpness.pieces import losses
-from landscape.sharpness.shards import Evaluate
+from landscape.sharpness.shard_losses import Evaluate
 
 Scale = Literal["none", "weight", "filter"]
 _BUDGET = 2**28  # bytes of noisy weights held for one pass over the data

@@ -21,7 +21,8 @@ from landscape.batches import is_pair
 from landscape.objective import Held, Objective, Parameters
 from landscape.results.types import Sharpness
 from landscape.sharpness.measurement import Known, Measurement
-from landscape.sharpness.shards import ShardLoss, Work, check_batch_statistics, over_shards
+from landscape.sharpness.shard_losses import ShardLoss
+from landscape.sharpness.shards import Work, check_batch_statistics, over_shards
 
 
 def fisher_trace(
@@ -81,7 +82,7 @@ def fisher_trace(
         label = (outputs.detach() + noise).argmax(1)
         return F.cross_entropy(outputs, label)
 
-    work = Work(vectorize, memory_budget, progress, ranks, "Fisher trace", copies=2)
+    work = Work(vectorize, memory_budget, progress, ranks, "Fisher trace", copies=2, joined=True)
     rows, _ = over_shards(objective, 1, square, work, evaluate=evaluate if drawn else None, decorate=decorate if drawn else None)
     measurement.check_finite(rows[:, 0], rows[:, 1])
     objective.count("gradients", objective.examples)

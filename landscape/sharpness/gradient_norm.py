@@ -19,7 +19,8 @@ from landscape.objective import Objective
 from landscape.results.types import Sharpness
 from landscape.sharpness.measurement import Known, Measurement, shard_size
 from landscape.sharpness.pieces import slopes
-from landscape.sharpness.shards import ShardLoss, Work, check_batch_statistics, over_shards
+from landscape.sharpness.shard_losses import ShardLoss
+from landscape.sharpness.shards import Work, check_batch_statistics, over_shards
 from sam_core.optim.ascent import PNorm, dual
 
 
@@ -70,7 +71,7 @@ def gradient_norm(
         q = math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1)
         return torch.stack([value, torch.linalg.vector_norm(flat, q)])
 
-    work = Work(vectorize, memory_budget, progress, ranks, f"gradient norm, m = {m}")
+    work = Work(vectorize, memory_budget, progress, ranks, f"gradient norm, m = {m}", joined=True)
     rows, weights = over_shards(objective, m, norm, work)
     measurement.check_finite(rows[:, 0], rows[:, 1])
     objective.count("gradients", objective.examples)

@@ -24,7 +24,8 @@ from landscape.sharpness.climbs import auto_pgd
 from landscape.sharpness.m_sharpness import ball_and_starts
 from landscape.sharpness.measurement import Known, Measurement, shard_size, whole_number
 from landscape.sharpness.pieces import losses
-from landscape.sharpness.shards import ShardLoss, Work, check_batch_statistics, over_shards
+from landscape.sharpness.shard_losses import ShardLoss
+from landscape.sharpness.shards import Work, check_batch_statistics, over_shards
 from sam_core.optim.ascent import PNorm
 
 

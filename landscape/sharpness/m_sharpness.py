@@ -13,6 +13,8 @@ The standard error is that of the mean over shards. With one shard (m = n) there
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +24,8 @@ from landscape.results.types import Sharpness
 from landscape.sharpness.ball import Ball
 from landscape.sharpness.climbs import Start, projected_ascent
 from landscape.sharpness.measurement import Known, Measurement, shard_size, weighted_mean, whole_number
-from landscape.sharpness.shards import Measure, ShardLoss, Work, check_batch_statistics, over_shards
+from landscape.sharpness.shard_losses import JoinedStacks, ShardLoss
+from landscape.sharpness.shards import Measure, Work, check_batch_statistics, over_shards
 from sam_core.optim.ascent import PNorm
 
 __all__ = ["m_sharpness", "weighted_mean"]
@@ -90,7 +93,16 @@ def m_sharpness(
         return earlier
     measure = _one_step(ascent) if single else several_steps(objective, ascent, steps, restarts, seed)
     passes = steps * (1 + restarts)
-    work = Work(vectorize, memory_budget, progress, ranks, f"m-sharpness, m = {m}", passes, 4 if single else 6)
+    work = Work(
+        vectorize,
+        memory_budget,
+        progress,
+        ranks,
+        f"m-sharpness, m = {m}",
+        passes,
+        4 if single else 6,
+        stacked=_one_step_of_all(ascent) if single else None,
+    )
     rows, weights = over_shards(objective, m, measure, work)
     before, after = rows[:, 0], rows[:, 1:]
     measurement.check_finite(before, after)
@@ -109,6 +121,17 @@ def _one_step(ascent: PNorm) -> Measure:
         before, gradient = at.gradient(at.weights)
         eps = ascent.perturbation(gradient, at.weights)
         return torch.stack([before, at.value([w + e for w, e in zip(at.weights, eps, strict=True)])])
+
+    return measure
+
+
+def _one_step_of_all(ascent: PNorm) -> Callable[[JoinedStacks], Tensor]:
+    """Return the same for all shards in one go, (S, 2)."""
+
+    def measure(at: JoinedStacks) -> Tensor:
+        before, gradients = at.gradients()
+        eps = torch.func.vmap(lambda g: ascent.perturbation([g], [at.weights])[0])(gradients)
+        return torch.stack([before, at.values(at.weights + eps)], 1)
 
     return measure
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from landscape.batches import count_examples, seed_torch
 from landscape.objective import Objective, differentiable
 from landscape.results.types import Array
-from landscape.sharpness.shards import cut
+from landscape.sharpness.shard_losses import cut
 from landscape.stateless import recurrent_gradients, undisturbed
 
 AT_LEAST = 32  # pieces that an error bar is made of, where the data have that many examples

@@ -1,12 +1,14 @@
 """A function of one shard's loss, evaluated for every shard: one after the other, or many at once.
 
 A measure is written once, as a function of a `ShardLoss` that gives loss and gradient at any weights. It must decide with tensors
-(`torch.where`, no `if` on values): then the same code runs in the loop and inside `torch.func.vmap`. Which of the two is faster depends on
-model and shard; it is tried on the first shards.
+(`torch.where`, no `if` on values): then the same code runs in the loop and inside `torch.func.vmap`. There, networks whose layers are known
+run layer by layer on stacks of weights (`layerwise`), others through the transforms. Which way is fastest depends on model and shard; it is
+tried on a few examples.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 import weakref
@@ -15,46 +17,32 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from landscape.batches import count_examples, seed_everything, seed_torch
-from landscape.objective import Held, Objective, Parameters, differentiable, twice_differentiable
+from landscape.batches import count_examples, seed_everything
+from landscape.fastforms import Form, candidates
+from landscape.objective import Objective, twice_differentiable
 from landscape.progress import progress as progress_bar
 from landscape.results.types import Array
+from landscape.sharpness.layerwise import Layers, NotByLayers, layers_of
 from landscape.sharpness.over_ranks import Share
+from landscape.sharpness.shard_losses import Called, Evaluate, JoinedStacks, Layered, Plain, ShardLoss, Stacks, Transformed, cut
 from landscape.stateless import recurrent_gradients, undisturbed
 
 # Bytes that shards computed together may take beyond the model. Much larger chunks leave a CPU's caches and gain nothing.
 _MEMORY_BUDGET = {"cpu": 2**28, "cuda": 2**32}
-# So many shards pay for finding out whether computing them together is faster; with fewer the loop is over before.
-_WORTH_A_TRIAL = 96
-_found: weakref.WeakKeyDictionary[Objective, dict[Any, int]] = weakref.WeakKeyDictionary()  # chunks that trials ended with
-_TRIAL = 4, 16  # shards tried, at least and at most
-
-Evaluate = Callable[[Parameters, Any, Held], Tensor]  # the mean loss of a batch
-
-
-class ShardLoss(Protocol):
-    """The loss of one shard as a function of the weights."""
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """The model's own weights, detached."""
-        ...
-
-    def value(self, weights: Sequence[Tensor]) -> Tensor:
-        """Return the loss (0-d)."""
-        ...
-
-    def gradient(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss (0-d) and its gradient."""
-        ...
-
+# So many shards pay for finding out whether computing them together is faster, through transforms or layer by layer ...
+_WORTH_A_TRIAL = {"vmap": 96, "layers": 24}
+_AT_ONCE = 0.1  # ... or whatever takes less than so many seconds.
+_TRIAL = 2, 16  # shards tried, at least and at most
+_QUICK_TRIAL = 64  # where they are quick
+_OFTEN = 8  # shards that pay for a copy of the model that reads its weights in place
+_layers: weakref.WeakKeyDictionary[Objective, Layers | None] = weakref.WeakKeyDictionary()
 
 Measure = Callable[[ShardLoss], Tensor]  # (columns,): the same number of columns for every shard
 
@@ -70,6 +58,20 @@ class Work:
     label: str = "sharpness"
     passes: int = 1  # gradients per shard, about
     copies: int = 4  # of the parameters that one shard holds at a time
+    joined: bool = False  # the measure does not mind all weights in one tensor: layer by layer that is fewer operations
+    stacked: Callable[[JoinedStacks], Tensor] | None = None  # the measure for all shards in one go, (S, columns), without vmap
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How shards are computed."""
+
+    kind: Literal["loop", "vmap", "layers"] = "loop"
+    chunk: int = 1  # shards at once
+    form: Form = "plain"  # of the model, in the loop
+
+
+_found: weakref.WeakKeyDictionary[Objective, dict[Any, _Way]] = weakref.WeakKeyDictionary()  # what trials ended with
 
 
 def over_shards(
@@ -96,7 +98,7 @@ def over_shards(
     """
     with undisturbed(objective.device), recurrent_gradients(objective.model, objective.device):
         seed_everything(0, objective.device)
-        return _Shards(objective, m, measure, work, evaluate or objective.batch_loss, decorate).run()
+        return _Shards(objective, m, measure, work, evaluate, decorate).run()
 
 
 def check_batch_statistics(objective: Objective, m: int) -> None:
@@ -110,88 +112,19 @@ def check_batch_statistics(objective: Objective, m: int) -> None:
         )
 
 
-def cut(batch: Any, size: int) -> list[Any]:
-    """Cut a batch into pieces of at most so many examples."""
-    count = count_examples(batch)
-    if size < 1 or count <= size:
-        return [batch]
-    return [tree_map(lambda t, s=s: t[s : s + size] if isinstance(t, Tensor) and t.ndim else t, batch) for s in range(0, count, size)]
-
-
-class _Plain:
-    """The loss of a shard by autograd, in pieces of the objective's batch size: a shard may be all the data."""
-
-    def __init__(self, shards: _Shards, shard: Any, index: int) -> None:
-        self._shards, self._index, self.weights = shards, index, shards.origin
-        # With batch statistics the shard is the batch.
-        whole = shards.objective.batch_norm == "batch"
-        self._pieces = [shard] if whole else cut(shard, shards.objective.batches.batch_size)
-
-    def value(self, weights: Sequence[Tensor]) -> Tensor:
-        params = dict(zip(self._shards.objective.names, weights, strict=True))
-        with torch.no_grad():
-            return self._mean([self._evaluated(params, i) for i in range(len(self._pieces))])
-
-    def gradient(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        leaves = [differentiable(w) for w in weights]
-        params = dict(zip(self._shards.objective.names, leaves, strict=True))
-        values, total = [], [torch.zeros_like(w) for w in weights]
-        shares = self._shares()
-        for i, share in enumerate(shares):
-            with torch.enable_grad():
-                value = self._evaluated(params, i)
-                grads = torch.autograd.grad(value, leaves, allow_unused=True)
-            values.append(value.detach())
-            if len(shares) == 1:
-                return values[0], [z if g is None else g for g, z in zip(grads, total, strict=True)]
-            used = [(t, g) for t, g in zip(total, grads, strict=True) if g is not None]
-            torch._foreach_add_([t for t, _ in used], [g for _, g in used], alpha=share)
-        return self._mean(values), total
-
-    def _evaluated(self, params: Parameters, piece: int) -> Tensor:
-        # A model that draws draws the same wherever it is evaluated.
-        seed_torch(self._index + 1_000_003 * piece, self._shards.objective.device)
-        return self._shards.evaluate(params, self._pieces[piece], self._shards.held)
-
-    def _shares(self) -> list[float]:
-        if len(self._pieces) == 1:
-            return [1.0]
-        weights = [self._shards.objective.weight(piece) for piece in self._pieces]
-        return [w / sum(weights) for w in weights]
-
-    def _mean(self, values: list[Tensor]) -> Tensor:
-        if len(values) == 1:
-            return values[0]
-        return (torch.stack(values).double() * torch.tensor(self._shares(), dtype=torch.float64, device=values[0].device)).sum()
-
-
-class _Transformed:
-    """The loss of a shard inside `torch.func` transforms."""
-
-    def __init__(self, shards: _Shards, shard: Any) -> None:
-        self._shards, self._shard, self.weights = shards, shard, shards.origin
-
-    def value(self, weights: Sequence[Tensor]) -> Tensor:
-        return self._loss(dict(zip(self._shards.objective.names, weights, strict=True)))
-
-    def gradient(self, weights: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        grads, value = torch.func.grad_and_value(self._loss)(dict(zip(self._shards.objective.names, weights, strict=True)))
-        return value, [grads[name] for name in self._shards.objective.names]
-
-    def _loss(self, params: Parameters) -> Tensor:
-        return self._shards.evaluate(params, self._shard, self._shards.held)
-
-
 class _Shards:
     """Values of shards, one by one or many at once."""
 
-    def __init__(self, objective: Objective, m: int, measure: Measure, work: Work, evaluate: Evaluate, decorate: Any) -> None:
-        self.objective, self.evaluate, self.held = objective, evaluate, objective.held()
+    def __init__(self, objective: Objective, m: int, measure: Measure, work: Work, evaluate: Evaluate | None, decorate: Any) -> None:
+        self.objective, self._evaluate, self._held = objective, evaluate, objective.held()
         params = objective.parameters
-        self.origin = [params[name] for name in objective.names]
+        self._origin = [params[name] for name in objective.names]
         self._m, self._measure, self._work, self._decorate = m, measure, work, decorate
         self._budget = work.memory_budget or _MEMORY_BUDGET["cuda" if objective.device.type == "cuda" else "cpu"]
         self._share = Share(work.ranks)
+        self._full = objective.examples // m // self._share.mine.step  # shards of m examples that are ours
+        self._call = Called(objective, evaluate, self._held, self._full * work.passes >= _OFTEN)
+        self._stacks: Stacks | None = None
 
     def run(self) -> tuple[Array, Array]:
         count = -(-self.objective.examples // self._m)
@@ -201,21 +134,41 @@ class _Shards:
             closing(self.objective.batches.shards(self._m)) as shards,
         ):
             mine = islice(enumerate(shards), self._share.mine.start, None, self._share.mine.step)
-            full = self.objective.examples // self._m
-            first = list(islice(mine, max(_TRIAL[0], min(_TRIAL[1], full // 24))))
-            chunk, results = self._plan(first)
+            first: list[tuple[int, Any]] = []  # shards that were looked at
+
+            def look(count: int) -> list[tuple[int, Any]]:
+                first.extend(islice(mine, max(0, count - len(first))))
+                return first[:count]
+
+            way, results = self._plan(look)
+            self._prepare(way)
             bar.update(len(results))
             weights = [self.objective.weight(shard) for _, shard in first[: len(results)]]
-            if chunk > 1 and self._can_be_viewed(first[0][1]):
-                self._views(chunk, results, weights, bar)
+            if way.chunk > 1 and self._can_be_viewed(look(1)[0][1]):
+                self._views(way.chunk, results, weights, bar)
             else:
-                for group in _groups(chain(first[len(results) :], mine), chunk, self._m):
-                    together = 1 < len(group) and (len(group) == chunk or len(group) >= _TRIAL[0])
+                for group in _groups(chain(first[len(results) :], mine), way.chunk, self._m):
+                    together = 1 < len(group) and (len(group) == way.chunk or len(group) >= _TRIAL[0])
                     results += [self._together(group)] if together else [self._one(shard, i) for i, shard in group]
                     weights += [self.objective.weight(shard) for _, shard in group]
                     bar.update(len(group))
             gathered.append(_rows(results).cpu().numpy(), np.array(weights))
         return gathered.values, gathered.weights
+
+    def _prepare(self, way: _Way) -> None:
+        if way.form != "plain":
+            self._call.take(way.form)
+        self._stacks = None
+        if way.kind == "layers" and (layers := self._layers()) is not None:
+            self._stacks = Stacks(self.objective, layers, self._held)
+
+    def _layers(self) -> Layers | None:
+        """Return the model's layers, if the loss is the objective's and they are all of known kinds."""
+        if self._evaluate is not None or self._decorate is not None:
+            return None
+        if self.objective not in _layers:
+            _layers[self.objective] = layers_of(self.objective)
+        return _layers[self.objective]
 
     def _can_be_viewed(self, shard: Any) -> bool:
         """Tell whether many shards are a reshaped batch: cutting and stacking hundreds takes as long as computing them."""
@@ -241,15 +194,23 @@ class _Shards:
                 bar.update(count + (len(flat[0]) > full))
 
     def _mapped(self, stacked: list[Tensor], shard_of: Callable[[list[Tensor]], Any]) -> Tensor:
-        with torch.no_grad(), _plain_attention():
-            return torch.func.vmap(lambda parts: self._measure(_Transformed(self, shard_of(parts))).reshape(-1))(stacked)
+        stacks, work = self._stacks, self._work
+        with torch.no_grad():
+            if stacks is not None and work.stacked is not None:
+                return work.stacked(JoinedStacks(stacks, shard_of(stacked), self._origin))
+            if stacks is not None:
+                at = partial(Layered, stacks, weights=self._origin, joined=work.joined)
+                return torch.func.vmap(lambda parts: self._measure(at(shard_of(parts))).reshape(-1))(stacked)
+            with _plain_attention():
+                plain = partial(Transformed, self.objective, self._evaluate, self._held, weights=self._origin)
+                return torch.func.vmap(lambda parts: self._measure(plain(shard_of(parts))).reshape(-1))(stacked)
 
     def _given(self, shard: Any, index: int) -> Any:
         return shard if self._decorate is None else self._decorate(shard, index)
 
     def _one(self, shard: Any, index: int) -> Tensor:
         with torch.no_grad():
-            return self._measure(_Plain(self, self._given(shard, index), index)).reshape(1, -1)
+            return self._measure(Plain(self.objective, self._call, self._given(shard, index), index, self._origin)).reshape(1, -1)
 
     def _together(self, group: Sequence[tuple[int, Any]]) -> Tensor:
         shards = [self._given(shard, i) for i, shard in group]
@@ -266,55 +227,100 @@ class _Shards:
 
         return self._mapped(stacked, shard_of)
 
-    # ---- how many at once -------------------------------------------------------------------------------------------
+    # ---- which way --------------------------------------------------------------------------------------------------
 
-    def _plan(self, first: Sequence[tuple[int, Any]]) -> tuple[int, list[Tensor]]:
-        """Return how many shards to compute at once, 1 for the loop, and what the loop has computed on the first shards already."""
-        full = self.objective.examples // self._m // self._share.mine.step
+    def _plan(self, look: Callable[[int], list[tuple[int, Any]]]) -> tuple[_Way, list[Tensor]]:
+        """Return how to compute the shards, and what has been computed of the first ones in that way already."""
         vectorize = self._work.vectorize
-        if vectorize is False or full < 2 or not first or (vectorize is None and full < _WORTH_A_TRIAL):
-            return 1, []
+        if vectorize is False or self._full < (2 if vectorize else 1):
+            return _Way(), []
         # One trial for each kind of work on an objective.
         known = _found.setdefault(self.objective, {})
-        work = replace(self._work, progress=None), self._m, full, torch.get_num_threads()
-        if vectorize is None and work in known:
+        work = replace(self._work, progress=None, stacked=None), self._m, self._full, torch.get_num_threads()
+        if work in known:
             return known[work], []
-        chunk = max(1, min(self._budget // self._bytes(first[0]), full))
+        ((index, shard),) = look(1)
+        piece = cut(self._given(shard, index), max(4, self.objective.examples // 64))[0] if self._decorate is None else None
+        way, seconds = _Way(), math.inf
+        if piece is not None and not vectorize:
+            way, seconds = self._form_for(piece, index)
+        kind: Literal["vmap", "layers"] = "vmap" if self._layers() is None else "layers"
+        quick = kind == "layers" and seconds * self.objective.examples < _AT_ONCE
         results: list[Tensor] = []
-        chunk = -(-full // -(-full // chunk))  # as many at a time as makes the groups alike
-        if not vectorize and chunk > 1:
-            chunk, results = self._trial(first[:chunk], chunk)
-        known[work] = chunk
-        return chunk, results
+        if vectorize or (self._full > 1 and (quick or self._full >= _WORTH_A_TRIAL[kind])):
+            chunk = max(1, min(self._budget // self._bytes(shard if piece is None else piece, index), self._full))
+            together = _Way(kind, -(-self._full // -(-self._full // chunk)))  # as many at a time as makes the groups alike
+            if vectorize:
+                way = self._possible(together, index, shard)
+            elif chunk > 1:
+                tried = _QUICK_TRIAL if quick else max(_TRIAL[0], min(_TRIAL[1], self._full // 24))
+                way, results = self._trial(look(min(chunk, tried)), together, way)
+        known[work] = way
+        return way, results
 
-    def _bytes(self, shard: tuple[int, Any]) -> int:
+    def _bytes(self, piece: Any, index: int) -> int:
         """Estimate the memory that a shard takes when computed with others: gradient, climb and activations."""
         saved: dict[int, int] = {}
-        constant = {w.untyped_storage().data_ptr() for w in self.origin}
+        constant = {w.untyped_storage().data_ptr() for w in self._origin}
 
         def note(tensor: Tensor) -> Tensor:
             if tensor.untyped_storage().data_ptr() not in constant:
                 saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
             return tensor
 
+        call = Called(self.objective, self._evaluate, self._held, often=False)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            _Plain(self, self._given(shard[1], shard[0]), 0).gradient(self.origin)
-        parameters = sum(w.numel() * w.element_size() for w in self.origin)
-        return self._work.copies * parameters + 2 * sum(saved.values()) + 1
+            Plain(self.objective, call, self._given(piece, index) if self._decorate else piece, index, self._origin).gradient(self._origin)
+        parameters = sum(w.numel() * w.element_size() for w in self._origin)
+        larger = self._m / min(count_examples(piece), self._m)
+        return int(self._work.copies * parameters + 2 * larger * sum(saved.values())) + 1
 
-    def _trial(self, first: Sequence[tuple[int, Any]], chunk: int) -> tuple[int, list[Tensor]]:
+    def _form_for(self, piece: Any, index: int) -> tuple[_Way, float]:
+        """Return the loop in the form of the model that computes a few examples fastest, and the seconds that one of them takes."""
+        forms: list[Form] = ["plain"]
+        if self._evaluate is None and self.objective.batch_norm == "eval":
+            forms += [form for form in candidates(self.objective.caller().model, piece) if form != "plain"]
+        best, plain = (math.inf, forms[0]), torch.zeros(0)
+        for form in forms:
+            call = Called(self.objective, self._evaluate, self._held, often=True)
+            if form != "plain":
+                call.take(form)
+            loss = Plain(self.objective, call, piece, index, self._origin)
+            self._measure(loss)  # the first call of anything is slow
+            found, seconds = self._timed(lambda loss=loss: [self._measure(loss).reshape(1, -1)])  # type: ignore[misc]
+            plain = found[0] if form == "plain" else plain
+            if seconds < best[0] and self._alike(found, [plain]):
+                best = seconds, form
+        return _Way(form=best[1]), best[0] / count_examples(piece)
+
+    def _possible(self, way: _Way, index: int, shard: Any) -> _Way:
+        """Return a way, or the transforms where batches are none that layers can take."""
+        if way.kind == "layers":
+            self._prepare(way)
+            try:
+                self._together([(index, shard)])
+            except NotByLayers:
+                return replace(way, kind="vmap")
+        return way
+
+    def _trial(self, first: Sequence[tuple[int, Any]], together: _Way, loop: _Way) -> tuple[_Way, list[Tensor]]:
         """Compute the first shards both ways: together only if the numbers are the same and it is faster."""
+        self._prepare(loop)
+        self._one(first[0][1], first[0][0])
         alone, slow = self._timed(lambda: [self._one(shard, i) for i, shard in first])
         try:
+            self._prepare(together)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # an operation without a batching rule warns, and is slow
                 self._together(first[:2])  # the first call of a transform is slow
-                together, fast = min((self._timed(lambda: [self._together(first)]) for _ in range(2)), key=lambda found: found[1])
+                stacked, fast = min((self._timed(lambda: [self._together(first)]) for _ in range(2)), key=lambda found: found[1])
         except Exception:  # whatever it was: if it is the model's own, the loop meets it too and says so
-            return 1, alone
-        tolerance = 1e-4 if self.objective.dtype.itemsize < 8 else 1e-9
-        alike = torch.allclose(_rows(together), _rows(alone), tolerance, tolerance, equal_nan=True)
-        return (chunk, []) if alike and fast < slow else (1, alone)
+            return loop, alone
+        return (together, []) if fast < slow and self._alike(stacked, alone) else (loop, alone)
+
+    def _alike(self, some: list[Tensor], others: list[Tensor]) -> bool:
+        tolerance = {8: 1e-10, 4: 1e-5}.get(self.objective.dtype.itemsize, 1e-2)
+        return torch.allclose(_rows(some), _rows(others), tolerance, tolerance, equal_nan=True)
 
     def _timed(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], float]:
         started = time.perf_counter()

@@ -27,7 +27,8 @@ from landscape.results.types import Sharpness
 from landscape.sharpness.climbs import auto_pgd
 from landscape.sharpness.m_sharpness import ball_and_starts
 from landscape.sharpness.measurement import Known, Measurement, shard_size, whole_number
-from landscape.sharpness.shards import Evaluate, ShardLoss, Work, check_batch_statistics, over_shards
+from landscape.sharpness.shard_losses import Evaluate, ShardLoss
+from landscape.sharpness.shards import Work, check_batch_statistics, over_shards
 from sam_core.optim.ascent import PNorm
 
 
