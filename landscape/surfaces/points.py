@@ -109,11 +109,13 @@ Build = Callable[[Plane, int], Evaluator]
 def ways(objective: Objective, batch: Any) -> dict[str, Build]:
     """Return the ways that there are for a network and batches like this one, the one that promises most first, "plain" last.
 
-    "together", or a form of the model for the loop, "overwriting" if it takes no fresh memory for every layer.
+    "together", also with tanh by sigmoids, or a form of the model for the loop, "overwriting" if it takes no fresh memory for every layer.
     """
     found: dict[str, Build] = {}
     layers = chain_of(objective)
     if layers is not None and _are_rows(objective, batch[0], layers[0]):
+        if objective.dtype == torch.float32 and objective.device.type == "cpu" and any(layer.function is torch.tanh for layer in layers):
+            found["together, sigmoids"] = lambda plane, dimensions: Together(objective, plane, dimensions, layers, sigmoids=True)
         found["together"] = lambda plane, dimensions: Together(objective, plane, dimensions, layers)
     names: list[str] = ["plain"]
     if objective.batch_norm == "eval":
@@ -134,10 +136,10 @@ def evaluator(objective: Objective, plane: Plane, dimensions: int, way: str) -> 
     """Return what evaluates points in one of the `ways`, or with "recompute" with statistics of their own."""
     if way == "recompute":
         return Restated(objective, plane, dimensions)
-    if way == "together":
+    if way.startswith("together"):
         layers = chain_of(objective)
         assert layers is not None
-        return Together(objective, plane, dimensions, layers)
+        return Together(objective, plane, dimensions, layers, sigmoids=way != "together")
     form = way.removesuffix(_OVERWRITING)
     return PointLoop(objective, plane, dimensions, form, overwrite=form != way)  # type: ignore[arg-type]
 

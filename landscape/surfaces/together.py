@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,8 @@ def chain_of(objective: Objective) -> list[Layer] | None:
             continue
         if type(module) is nn.Linear:
             layers.append(Layer(names[id(module.weight)], "" if module.bias is None else names[id(module.bias)]))
+        elif type(module) is nn.Tanh or node.target in (torch.tanh, F.tanh, "tanh"):
+            layers.append(Layer(function=torch.tanh))
         elif type(module) in _MODULES or type(module) is nn.Dropout:
             layers.append(Layer(function=nn.Identity() if type(module) is nn.Dropout else module))
         elif node.op == "call_function" and node.target in _FUNCTIONS:
@@ -97,6 +99,11 @@ def _with(function: Callable[..., Tensor], arguments: tuple[Any, ...], named: di
     return lambda x: function(x, *arguments, **{k: v for k, v in named.items() if k != "inplace"})
 
 
+def _tanh(x: Tensor) -> Tensor:
+    """Return tanh(x) = 2 sigmoid(2 x) - 1."""
+    return (2 * x).sigmoid_().mul_(2).sub_(1)
+
+
 class Together:
     """Groups of points at once; see `points.Evaluator`.
 
@@ -105,10 +112,12 @@ class Together:
         plane: the plane.
         dimensions: 1 on a line.
         layers: of the network, from `chain_of`.
+        sigmoids: compute tanh by sigmoids, which is four times as fast on a CPU, to 2e-7 (absolute).
     """
 
-    def __init__(self, objective: Objective, plane: Plane, dimensions: int, layers: Sequence[Layer]) -> None:
-        self._objective, self._layers = objective, layers
+    def __init__(self, objective: Objective, plane: Plane, dimensions: int, layers: Sequence[Layer], sigmoids: bool = False) -> None:
+        self._objective = objective
+        self._layers = [replace(layer, function=_tanh) if sigmoids and layer.function is torch.tanh else layer for layer in layers]
         held = objective.held().fixed
         directions = plane.directions[:dimensions]
         like = objective.parameters

@@ -110,7 +110,9 @@ def test_a_way_that_is_wrong_is_never_chosen(monkeypatch: pytest.MonkeyPatch) ->
     plane = random_plane(objective)
     with undisturbed(objective.device):
         way, seconds = fastest(objective, plane, 2, (x, y), POINTS)
-        assert set(seconds) == {"plain", "together"} and (way == "together" or seconds["plain"] < seconds["together"])
+        assert set(seconds) == {"plain", "together", "together, sigmoids"} and (
+            way != "plain" or seconds["plain"] < min(seconds.values()) * 1.01
+        )
         layers = chain_of(objective)
         assert layers is not None
         monkeypatch.setattr("landscape.surfaces.points.chain_of", lambda of: [*layers[:1], *layers[2:]])  # a function is lost
@@ -238,3 +240,15 @@ def test_only_what_nothing_else_reads_is_overwritten(dtype: torch.dtype) -> None
         for index, batch in objective.batches.seeded():
             bits = [evaluator(objective, plane, 2, way)(batch, index, POINTS) for way in ("channels_last", "channels_last, overwriting")]
             assert all(torch.equal(*pair) for pair in zip(*bits, strict=True))
+
+
+def test_tanh_by_sigmoids_is_left_where_small_numbers_count() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), 1e-6 * torch.randn(64, 4)
+    torch.nn.init.zeros_(model[0].bias)
+    with torch.no_grad():
+        model[2].weight.mul_(1e6)  # tanh(1e-6) is off by a tenth that way
+    objective = Objective(model, F.mse_loss, (x, torch.randn(64, 2)))
+    with undisturbed(objective.device):
+        way, seconds = fastest(objective, random_plane(objective), 2, next(iter(objective.batches)), POINTS)
+    assert way in ("together", "plain") and set(seconds) == {"together", "plain"}
