@@ -1,10 +1,13 @@
 """Loss surfaces beside loss-landscapes and tomgoldstein/loss-landscape: points per second on the same grid, and the losses themselves.
 
-    python benchmarks/surfaces.py [--data-dir FOLDER] [--goldstein CLONE] [--rounds 5] [--quick] [--out DIR]
+    python benchmarks/surfaces.py [--data-dir FOLDER] [--goldstein CLONE] [--rounds 5] [--threads 1 2] [--reuse-memory] [--quick] [--out DIR]
 
 CLONE is a clone of tomgoldstein/loss-landscape, whose functions that move the weights and evaluate the loss are called in its own loop, on
 a loader without workers; without it that contender is left out. loss-landscapes evaluates the whole data at once. The grids are 25 x 25
 for `mlp` and 9 x 9 for `cnn`, where a point takes the same time in any grid.
+
+All contenders have the same number of threads, once for each that is named, and the memory allocator that a Python process has. With
+--reuse-memory all have the setting with which our own commands run (sam_core.allocator): it helps those most that evaluate large batches.
 """
 
 import argparse
@@ -71,8 +74,11 @@ def matmul_peak() -> float:
     return 2 * 512**3 / best
 
 
-def compared(name: str, problem: Problem, points: int, options: argparse.Namespace) -> tuple[dict[str, Any], list[str], list[Target]]:
+def compared(
+    name: str, problem: Problem, points: int, threads: int, options: argparse.Namespace
+) -> tuple[dict[str, Any], list[str], list[Target]]:
     net, x, y = problem
+    torch.set_num_threads(threads)
     objective = Objective(net, cross_entropy, (x, y))
     plane = landscape.random_plane(objective, seed=0)
     axis = (-1, 1, points)
@@ -105,17 +111,18 @@ def compared(name: str, problem: Problem, points: int, options: argparse.Namespa
         + f". A point takes {flops / 1e6:.3g} Mflop: {100 * share:.0f} % of the speed of a matrix product ({peak / 1e9:.0f} Gflop/s)."
         + ("" if worst is None else f" Largest relative difference to tomgoldstein's losses: {worst:.1e}.")
     )
+    label = f"{name}, {threads} thread{'s' * (threads > 1)}"
     factor = {"mlp": (1.4, 25), "cnn": (3.5, 2.4)}[name]
     targets = [
-        Target(f"{name}: times as fast as loss-landscapes", times.ratio("loss-landscapes 3.0.6", "landscape"), factor[0], at_least=True)
+        Target(f"{label}: times as fast as loss-landscapes", times.ratio("loss-landscapes 3.0.6", "landscape"), factor[0], at_least=True)
     ]
     if options.goldstein is not None:
         theirs = times.ratio("tomgoldstein/loss-landscape, no workers", "landscape")
-        targets.append(Target(f"{name}: times as fast as tomgoldstein's functions", theirs, factor[1], at_least=True))
+        targets.append(Target(f"{label}: times as fast as tomgoldstein's functions", theirs, factor[1], at_least=True))
     if name == "cnn":
-        targets.append(Target("cnn: share of the speed of a matrix product", share, 0.45, at_least=True))
-    section = [f"## {name}, {points} x {points}", table(["", "points / s", "of landscape's time"], rows), text]
-    return {name: {"seconds": times.seconds, "ways": seconds, "way": way, "share": share}}, section, targets
+        targets.append(Target(f"{label}: share of the speed of a matrix product", share, 0.45, at_least=True))
+    section = [f"## {label}, {points} x {points}", table(["", "points / s", "of landscape's time"], rows), text]
+    return {label: {"seconds": times.seconds, "ways": seconds, "way": way, "share": share}}, section, targets
 
 
 def main() -> None:
@@ -123,13 +130,15 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--goldstein", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--reuse-memory", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a smoke run: the numbers mean nothing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.quick:
         options.rounds = 1
-    torch.set_num_threads(1)
-    reuse_freed_memory()  # for all alike
+    if options.reuse_memory:
+        reuse_freed_memory()
     results: dict[str, Any] = {}
     sections: list[str] = []
     targets: list[Target] = []
@@ -137,12 +146,16 @@ def main() -> None:
         ("mlp", mlp_problem(options.quick), 5 if options.quick else 25),
         ("cnn", cnn_problem(options.data_dir, options.quick), 3 if options.quick else 9),
     ):
-        note(name)
-        found = compared(name, problem, points, options)
-        results |= found[0]
-        sections += found[1]
-        targets += found[2]
-    header = machine("wall", ("loss-landscapes",)) | {"rounds": options.rounds}
+        for threads in options.threads:
+            note(f"{name}, {threads} threads")
+            found = compared(name, problem, points, threads, options)
+            results |= found[0]
+            sections += found[1]
+            targets += found[2]
+    header = machine("wall", ("loss-landscapes",)) | {
+        "rounds": options.rounds,
+        "memory": "reused" if options.reuse_memory else "as by default",
+    }
     print(save("surfaces", "Full loss surfaces", header, results, sections, targets, options.out))
 
 
