@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from legibility import flaws
 from matplotlib.figure import Figure
 
 from landscape import plots
-from landscape.plots.style import PaperFigure
+from landscape.plots.style import MISSING, PaperFigure
 from landscape.results.types import Surface
 
 NAMES = ("sgd", "sam", "msam", "sampa-0.2")
@@ -228,6 +229,53 @@ def test_odd_surfaces_are_drawn(odd: str) -> None:
         assert any("clipped" in t for t in texts(plots.contours({"odd": surface})))
 
 
+def test_one_spike_leaves_the_colours_and_contours_to_the_others(sharp: Ripple) -> None:
+    usual = sharp.surface(31, 31)
+    spiked = odd_surfaces(usual)["spike"]
+    one, other = (plots.contour(s).axes[0] for s in (usual, spiked))
+    filled = [next(c for c in ax.collections if c.get_array() is not None and c.filled) for ax in (one, other)]
+    assert filled[1].get_clim()[1] <= filled[0].get_clim()[1]
+    heights = [plots.surface3d(s).axes[0].get_zlim() for s in (usual, spiked)]
+    assert heights[1][1] - heights[1][0] == pytest.approx(heights[0][1] - heights[0][0], rel=0.1)
+
+
+def pixels(figure: PaperFigure, x: float, y: float) -> np.ndarray:
+    """Return the colour that is drawn at a place in data coordinates of the first axes."""
+    figure.canvas.draw()
+    column, row = figure.axes[0].transData.transform((x, y))
+    around = np.ix_(int(figure.bbox.height - row) + np.arange(-4, 5), int(column) + np.arange(-4, 5), range(3))
+    return np.median(np.asarray(figure.canvas.buffer_rgba())[around], axis=(0, 1)) / 255  # whatever thin line passes there
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_places_without_a_finite_loss_have_the_colour_that_says_so(theme: str, flat: Ripple) -> None:
+    surface = flat.surface(9, 7)
+    loss = surface.loss.copy()
+    loss[1:4, 5:8] = np.nan
+    figure = plots.contour(dataclasses.replace(surface, loss=loss), theme=theme)
+    grey = matplotlib.colors.to_rgb(MISSING[theme])
+    np.testing.assert_allclose(pixels(figure, surface.x[6], surface.y[2]), grey, atol=0.01)
+    assert np.abs(pixels(figure, -surface.x[6], surface.y[2]) - grey).max() > 0.1
+    assert "no finite loss" in [entry.get_text() for entry in figure.legends[0].get_texts()]
+
+
+def test_grids_that_are_no_squares_stand_the_right_way_up(flat: Ripple) -> None:
+    x, y = np.linspace(-2, 2, 11), np.linspace(-1, 1, 4)
+    loss = 10.0 ** (2 * x[None, :] / 2 + y[:, None])  # grows faster to the right than upwards
+    blank = np.full(loss.shape, np.nan)
+    surface = dataclasses.replace(
+        flat.surface(4, 4), x=x, y=y, loss=loss, accuracy=blank, stderr=blank, status=np.ones(loss.shape, np.uint8)
+    )
+    figure = plots.contour(surface)
+    box = figure.axes[0].get_window_extent()
+    assert box.width / box.height == pytest.approx(2, rel=0.01)
+    viridis = matplotlib.colormaps["viridis"]
+    for right, up in ((-1.5, -0.6), (1.5, -0.6), (-1.5, 0.6), (1.5, 0.6)):
+        np.testing.assert_allclose(pixels(figure, right, up), viridis((right + up + 3) / 6)[:3], atol=0.06)
+    turned = plots.surface3d(surface).axes[0]
+    assert (turned.get_xlim(), turned.get_ylim()) == ((-2, 2), (-1, 1))
+
+
 def test_a_few_low_cosines_do_not_take_the_colours_from_the_others(flat: Ripple) -> None:
     _, trace = flat.descend("sampa", 200)
     low = np.linspace(0.9, 1.0, trace.layer_cosine.size).reshape(trace.layer_cosine.shape)
@@ -283,16 +331,37 @@ def test_same_data_gives_the_same_bytes_whatever_the_users_settings(kind: str, s
         assert one.read_bytes() == other.read_bytes(), one.suffix
 
 
-def test_same_bytes_in_another_process(flat: Ripple, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from conftest import Ripple; from landscape import plots\n"
-        "r = Ripple(0.5); plots.save(plots.contours({'a': r.surface(9, 9)}), sys.argv[2] + '/x', ('pdf', 'svg'), dpi=60)"
-    )
-    folder = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", code, folder, str(tmp_path)], check=True, timeout=120)
-    plots.save(plots.contours({"a": flat.surface(9, 9)}), tmp_path / "y", ("pdf", "svg"), dpi=60)
-    for suffix in ("pdf", "svg"):
-        assert (tmp_path / f"x.{suffix}").read_bytes() == (tmp_path / f"y.{suffix}").read_bytes()
+_IN_ANOTHER_PROCESS = """
+import sys; sys.path.insert(0, sys.argv[1])
+from conftest import Ripple; from landscape import plots; from test_figures import every_figure
+figures = every_figure(Ripple(2.0), Ripple(0.5), NAMES)
+for kind in sys.argv[3:]: plots.save(figures[kind](), f"{sys.argv[2]}/{kind}", ("pdf", "svg", "png"), dpi=60)
+"""
+
+
+def in_another_process(folder: Path, kinds: tuple[str, ...]) -> None:
+    """Draw the figures where sets and dictionaries of text have another order than here."""
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    code = _IN_ANOTHER_PROCESS.replace("NAMES", repr(HOSTILE[:4]))
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder), *kinds]
+    subprocess.run(command, check=True, timeout=300, env=os.environ | {"PYTHONHASHSEED": seed})
+
+
+def check_same_bytes(folder: Path, kinds: tuple[str, ...], sharp: Ripple, flat: Ripple) -> None:
+    in_another_process(folder, kinds)
+    figures = every_figure(sharp, flat, HOSTILE[:4])
+    for kind in kinds:
+        for path in plots.save(figures[kind](), folder / f"here-{kind}", ("pdf", "svg", "png"), dpi=60):
+            assert path.read_bytes() == path.with_name(path.name.removeprefix("here-")).read_bytes(), path.name
+
+
+def test_same_bytes_in_another_process_with_other_hashes(sharp: Ripple, flat: Ripple, tmp_path: Path) -> None:
+    check_same_bytes(tmp_path, ("contour", "generalization"), sharp, flat)
+
+
+@pytest.mark.slow
+def test_every_figure_has_the_same_bytes_in_another_process(sharp: Ripple, flat: Ripple, tmp_path: Path) -> None:
+    check_same_bytes(tmp_path, KINDS, sharp, flat)
 
 
 def test_text_in_pdf_stays_text(flat: Ripple, tmp_path: Path) -> None:
