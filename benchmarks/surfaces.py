@@ -1,6 +1,7 @@
 """Loss surfaces beside loss-landscapes and tomgoldstein/loss-landscape: points per second on the same grid, and the losses themselves.
 
-    python benchmarks/surfaces.py [--data-dir FOLDER] [--goldstein CLONE] [--rounds 5] [--threads 1 2] [--reuse-memory] [--quick] [--out DIR]
+    python benchmarks/surfaces.py [--data-dir FOLDER] [--goldstein CLONE] [--rounds 5] [--threads 1 2] [--reuse-memory] [--quick]
+        [--out DIR]
 
 CLONE is a clone of tomgoldstein/loss-landscape, whose functions that move the weights and evaluate the loss are called in its own loop, on
 a loader without workers; without it that contender is left out. loss-landscapes evaluates the whole data at once. The grids are 25 x 25
