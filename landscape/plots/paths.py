@@ -35,7 +35,8 @@ def paths(
     """Draw the losses along several paths in one axis, and the accuracies in a second one.
 
     A band is one standard error of the loss on either side. On a curve the chord between its ends is dotted, and an upright line shows the
-    barrier: the largest height above it. Training trajectories are drawn over their steps.
+    barrier: the largest height above it. Where batch norm had mixed running statistics on some curves and new ones on others, the legend
+    says so: then their ends differ too. Training trajectories are drawn over their steps.
 
     Args:
         named: the paths by name, all of them curves or all trajectories.
@@ -59,7 +60,8 @@ def paths(
     axis = "place t on the path" if curves else "step of the training run"
     both = any(np.isfinite(p.accuracy).any() for p in of.values()) if accuracy is None else accuracy
     looks = looks_for(of, looks)
-    texts = {name: _with_barrier(name, p) for name, p in of.items()}
+    different = len({p.curve.get("statistics") for p in of.values()}) > 1
+    texts = {name: _with_barrier(name, p, statistics=different) for name, p in of.items()}
     if backend == "plotly":
         return _plotly(of, texts, looks, theme, axis, both)
     with paper_style(theme):
@@ -152,10 +154,11 @@ def _along(p: LossPath) -> Array:
     return np.asarray(p.step if p.t is None else p.t, dtype=float)
 
 
-def _with_barrier(name: str, p: LossPath) -> str:
+def _with_barrier(name: str, p: LossPath, *, statistics: bool) -> str:
+    said = {"interpolate": ", mixed statistics", "recompute": ", new statistics"}.get(p.curve.get("statistics", "")) if statistics else None
     if p.t is None or p.highest is None:
-        return label(name, 28)
-    return f"{label(name, 20)}: barrier {with_error(p.barrier, p.barrier_stderr)}"
+        return label(name, 28) + (said or "")
+    return f"{label(name, 20)}{said or ''}: barrier {with_error(p.barrier, p.barrier_stderr)}"
 
 
 def _barrier(ax: Axes, p: LossPath, look: Look) -> None:

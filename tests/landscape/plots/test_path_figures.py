@@ -52,6 +52,14 @@ def test_a_curve_its_band_its_chord_and_its_barrier() -> None:
     plt.close("all")
 
 
+def test_the_legend_says_whose_statistics_differ() -> None:
+    mixed, anew = (dataclasses.replace(curve(), curve={"statistics": s}) for s in ("interpolate", "recompute"))
+    texts = [t.get_text() for t in paths({"a": mixed, "b": anew}).legends[0].get_texts()]
+    assert texts == ["a, mixed statistics: barrier 2.00 ± 0.10", "b, new statistics: barrier 2.00 ± 0.10"]
+    assert [t.get_text() for t in paths({"b": anew}).legends[0].get_texts()] == ["b: barrier 2.00 ± 0.10"]
+    plt.close("all")
+
+
 def test_several_curves_and_missing_losses() -> None:
     holed = curve("holed")
     holed.loss[4] = holed.gap[4] = np.nan
