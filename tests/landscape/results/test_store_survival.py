@@ -3,7 +3,11 @@
 import json
 import os
 import random
+import shlex
+import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -144,6 +148,59 @@ def test_a_full_disk_leaves_the_old_file(path: Path) -> None:
     assert_same(store.load(path, "training"), history(2))
     assert store.groups(path) == ["training"]
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+ON_A_SMALL_DISK = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2].split(":")
+import numpy as np
+from result_samples import assert_same, history, surface
+from landscape.cli import main
+from landscape.results import store
+from landscape.results.errors import StoreError
+
+path, kept = Path(sys.argv[1]) / "run.h5", 0
+while True:  # until the disk is full
+    noise = np.random.default_rng(kept).random((30, 30))
+    try:
+        store.save(path, surface(str(kept), ny=30, nx=30, loss=noise))
+    except StoreError as error:
+        print(error)
+        break
+    kept += 1
+assert kept > 3 and store.groups(path) == [f"surfaces/{i}" for i in range(kept)]
+for i in range(kept):
+    assert_same(store.load(path, f"surfaces/{i}").loss, np.random.default_rng(i).random((30, 30)))
+assert not store.describe(path).damaged
+try:
+    store.save_partial(path, "a", {"x": np.random.default_rng(0).random(9999)}, {})
+except StoreError as error:
+    print(error)
+assert main(["export", str(path), "--to", "csv"]) == main(["export", str(path), "--to", "npz"]) == 2
+assert [p.name for p in path.parent.iterdir() if p.suffix in {".tmp", ".lock"}] == []
+assert_same(store.load(path, "surfaces/0").loss, np.random.default_rng(0).random((30, 30)))
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_keeps_all_that_was_written(tmp_path: Path) -> None:
+    """On a file system of 600 kB of our own, where the kernel lets us mount one."""
+    mount = ["unshare", "--map-root-user", "--mount", "--user"]
+    disk = f"mount -t tmpfs -o size=600k tmpfs {shlex.quote(str(tmp_path))}"
+    if shutil.which("unshare") is None or subprocess.run([*mount, "sh", "-c", disk], capture_output=True).returncode:
+        pytest.skip("this system lets no user mount a tmpfs; a limit on the size of files stands in for it above")
+    program = tmp_path.with_name("on_a_small_disk.py")
+    program.write_text(ON_A_SMALL_DISK)
+    paths = f"{Path(__file__).parent}:{Path(__file__).parents[3]}"
+    run = shlex.join([sys.executable, str(program), str(tmp_path), paths])
+    done = subprocess.run([*mount, "sh", "-c", f"{disk} && exec {run}"], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    first, second, last = done.stdout.splitlines()
+    for said in (first, second):
+        assert "No space left on device; nothing was changed, make room" in said
+    assert last == "done" and done.stderr.count("No space left on device") == 2 and "Traceback" not in done.stderr
 
 
 def test_a_folder_that_cannot_be_written_to() -> None:
