@@ -7,82 +7,35 @@ Nothing here computes: the wings of the package fill these types, the store keep
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from importlib import import_module
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landscape.results.numbers import with_error
+from landscape.results.numbers import NONE, with_error
+from landscape.results.result import Cost, Provenance, Result
+
+__all__ = [
+    "Array",
+    "Cost",
+    "CurvatureTrace",
+    "Eigenpairs",
+    "GradientTrace",
+    "LossPath",
+    "PlaneRecord",
+    "Provenance",
+    "Result",
+    "Sharpness",
+    "SpectralDensity",
+    "Subsampled",
+    "Surface",
+    "TraceEstimate",
+    "TrainingHistory",
+]
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Work done, in passes over the whole data set, and the time it took."""
-
-    forwards: float = 0.0
-    gradients: float = 0.0
-    hvps: float = 0.0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        parts = [f"{getattr(self, kind):.4g} {kind}" for kind in ("forwards", "gradients", "hvps") if getattr(self, kind)]
-        return ", ".join([*parts, f"{self.seconds:.3g} s"])
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What a number was computed on."""
-
-    model: str = ""
-    parameters: int = 0
-    parameter_sha256: str = ""
-    data_sha256: str = ""
-    examples: int = 0
-    batch_norm: str = "eval"
-    batch_size: int | None = None  # where numbers depend on it: with the statistics of each batch
-    varied_sha256: str = ""  # of the names of the parameters that vary
-    loss_at_parameters: float | None = None  # the mean loss at the model's own weights, which tells one loss from another
-    seed: int | None = None
-    dtype: str = ""
-    device: str = ""
-    created_at: str = ""
-    torch_version: str = ""
-    numpy_version: str = ""
-    creation_library: str = ""
-    creation_library_version: str = ""
-    command: str = ""  # the command line that measured it; empty where there was none, as in a notebook
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as a plain dictionary."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Result:
-    """Common to every measurement."""
-
-    kind: ClassVar[str] = "result"
-
-    cost: Cost = field(default_factory=Cost, kw_only=True)
-    provenance: Provenance = field(default_factory=Provenance, kw_only=True)
-
-    def summary(self) -> str:
-        """Return the value and its error bar in a few words."""
-        return ""
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.summary()} | {self.cost}>"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        """Show the result in a notebook, with its figure where it has one."""
-        # By name, when a notebook asks: results are below the pictures and know nothing of them.
-        bundle: dict[str, Any] = import_module("landscape.plots.display").mime_bundle(self, include, exclude)
-        return bundle
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,7 +98,8 @@ class SpectralDensity(Result):
 
     def summary(self) -> str:
         """Return the range of the spectrum, what lies apart, and how well shares of eigenvalues are known."""
-        text = f"Ritz values {self.nodes.min():.4g} ... {self.nodes.max():.4g} from {self.nodes.shape[0]} probes"
+        ends = f"{self.nodes.min():.4g} ... {self.nodes.max():.4g}" if self.nodes.size else NONE
+        text = f"Ritz values {ends} from {self.nodes.shape[0]} probes"
         if self.outliers is not None:
             text += f", {len(self.outliers)} outlier{'' if len(self.outliers) == 1 else 's'}"
         return text if self.share_stderr is None else f"{text}, shares ± {self.share_stderr:.1g}"
@@ -218,12 +172,21 @@ class Surface(Result):
     error_estimate: Array | None = None  # like loss, of |loss - true loss| where it is interpolated, 0 where evaluated; None if all are
 
     def summary(self) -> str:
-        """Return the shape and the range of the loss."""
+        """Return the shape, the range of the loss with the standard errors there, and what was not evaluated."""
         shape = " x ".join(str(n) for n in self.loss.shape[::-1])
-        low, high = np.nan, np.nan
-        if np.isfinite(self.loss).any():
-            low, high = np.nanmin(self.loss), np.nanmax(self.loss)
-        return f"{self.name!r} {shape}, loss {low:.4g} ... {high:.4g}"
+        losses, errors, there = self.loss.reshape(-1), self.stderr.reshape(-1), np.flatnonzero(np.isfinite(self.loss))
+        ends = [there[np.argmin(losses[there])], there[np.argmax(losses[there])]] if len(there) else []
+        parts = [f"{self.name!r} {shape}", f"loss {' ... '.join(with_error(losses[i], errors[i]) for i in ends) or NONE}"]
+        between = self.status == self.INTERPOLATED
+        if self.error_estimate is not None and between.any():
+            worst = np.max(self.error_estimate[between], initial=0.0, where=np.isfinite(self.error_estimate[between]))
+            parts.append(f"{int(between.sum())} points interpolated, to {worst:.1g}")
+        parts += [
+            f"{int(n)} {word}"
+            for n, word in ((np.sum(self.status == self.FAILED), "not finite"), (np.sum(self.status == 0), "pending"))
+            if n
+        ]
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -248,7 +211,7 @@ class LossPath(Result):
     @property
     def highest(self) -> int | None:
         """The place of the largest gap; None on a trajectory and where a loss on the curve is not finite."""
-        if self.gap is None or not np.isfinite(self.gap).all():
+        if self.gap is None or not len(self.gap) or not np.isfinite(self.gap).all():
             return None
         return int(np.argmax(self.gap))
 
@@ -265,13 +228,16 @@ class LossPath(Result):
     def summary(self) -> str:
         """Return the barrier of a curve, or where a trajectory leads."""
         kind, bad = self.curve.get("type", "curve"), int((~np.isfinite(self.loss)).sum())
+        if not len(self.loss):
+            return f"{self.name!r} {kind}, no points"
         if self.t is not None and self.highest is not None:
             found = f"barrier {with_error(self.barrier, self.barrier_stderr)} at t = {self.t[self.highest]:.3g}"
         elif self.t is not None:
             found = f"no barrier: the loss is not finite at {bad} of {len(self.loss)} points"
         else:
             shares = "" if self.explained_variance is None else ", ".join(f"{100 * v:.1f} %" for v in self.explained_variance)
-            found = f"{len(self.loss)} steps, loss {self.loss[0]:.4g} -> {self.loss[-1]:.4g}"
+            first, last = (with_error(self.loss[i], self.stderr[i]) for i in (0, -1))
+            found = f"{len(self.loss)} steps, loss {first} -> {last}"
             found += f", components explain {shares}" if shares else ""
         return f"{self.name!r} {kind}, {found}"
 
