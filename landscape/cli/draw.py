@@ -12,9 +12,9 @@ from typing import Literal, TypeVar
 import tyro
 
 from landscape.cli.source import check_one_model
-from landscape.plots import RunReport
+from landscape.plots import COLUMN, FULL, WIDE, RunReport
 from landscape.plots import report as write_report
-from landscape.plots.gallery import draw_all
+from landscape.plots.gallery import Kind, draw_all
 from landscape.results import store
 from landscape.results.types import (
     CurvatureTrace,
@@ -44,10 +44,29 @@ class Plot:
     """Formats to write."""
     html: bool = True
     """Also write surfaces to turn around in a browser."""
+    only: tuple[Kind, ...] = ()
+    """Kinds of figures to draw; all that the files hold by default."""
+    width: Literal["column", "wide", "full"] | None = None
+    """3.25, 5.5 or 6.75 inches; by default what suits each figure."""
+    theme: Literal["light", "dark"] = "light"
+    """Dark ink on light paper, or light ink on dark."""
+    seeds: bool = False
+    """Files of one method are its seeds: draw means with bands, and single runs of the first seed only."""
 
     def run(self) -> None:
         """Draw and say where."""
-        for path in draw_all(run_reports(self.files), self.out, formats=self.formats, html=self.html):
+        width = None if self.width is None else {"column": COLUMN, "wide": WIDE, "full": FULL}[self.width]
+        drawn = draw_all(
+            run_reports(self.files),
+            self.out,
+            formats=self.formats,
+            html=self.html,
+            theme=self.theme,
+            width=width,
+            only=self.only,
+            seeds=self.seeds,
+        )
+        for path in drawn:
             print(path)
 
 
