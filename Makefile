@@ -26,7 +26,7 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 
 figures: $(VENV)/.installed
-	@for script in figures/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python figures
 
 clean:
 	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache .hypothesis
