@@ -117,7 +117,8 @@ class Growing:
         before = int(self.evaluated.sum()) - len(places)
         on_device = torch.from_numpy(places).to(self._objective.device)
         points = [self._points[i] for i in places.tolist()]
-        total, portion, examples = len(points), 1, self._objective.examples
+        width = getattr(self._evaluate, "width", 1)  # points at the same time
+        total, portion, examples = len(points), width, self._objective.examples
         self._weights, self._examples = [], 0
         with closing(self._objective.batches.seeded()) as batches:
             for index, batch in batches:
@@ -133,7 +134,7 @@ class Growing:
                     if time.perf_counter() - started < _PORTION_SECONDS / 2:
                         portion = min(2 * portion, _PORTION_POINTS)
                     elif time.perf_counter() - started > 2 * _PORTION_SECONDS:
-                        portion = max(portion // 2, 1)
+                        portion = max(portion // 2 // width, 1) * width
                     done = before + ((self._examples - size) * total + stop * size) // examples
                     bar.update(done - bar.n)
                     if keeper is not None:

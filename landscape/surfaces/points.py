@@ -20,6 +20,7 @@ from landscape.fastforms import Form, candidates, images_last
 from landscape.objective import Held, Objective, Parameters
 from landscape.overwriting import overwriting
 from landscape.surfaces.directions import Plane
+from landscape.surfaces.side_by_side import draws, shared_out, threads_for
 from landscape.surfaces.statistics import Recomputed
 from landscape.surfaces.together import Layer, Together, chain_of
 from landscape.surfaces.weights import statistics_names
@@ -30,6 +31,7 @@ Point = tuple[float, float]
 _ALIGNMENT = 64
 
 _OVERWRITING = ", overwriting"
+_THREADS = " threads"
 
 
 class Evaluator(Protocol):
@@ -109,7 +111,8 @@ Build = Callable[[Plane, int], Evaluator]
 def ways(objective: Objective, batch: Any) -> dict[str, Build]:
     """Return the ways that there are for a network and batches like this one, the one that promises most first, "plain" last.
 
-    "together", also with tanh by sigmoids, or a form of the model for the loop, "overwriting" if it takes no fresh memory for every layer.
+    "together", also with tanh by sigmoids, or a form of the model for the loop, "overwriting" if it takes no fresh memory for every layer,
+    on several "threads" with a point on each.
     """
     found: dict[str, Build] = {}
     layers = chain_of(objective)
@@ -123,6 +126,9 @@ def ways(objective: Objective, batch: Any) -> dict[str, Build]:
         if forms and objective.takes == "outputs" and not objective.held().written and overwriting(objective.caller(forms[0]).model):  # type: ignore[arg-type]
             forms[0] += _OVERWRITING
         names = [*forms, *names]
+    threads = threads_for(objective)
+    if threads > 1:
+        names.insert(0, f"{names[0]}, {threads}{_THREADS}")
     return found | {name: partial(evaluator, objective, way=name) for name in names}
 
 
@@ -140,8 +146,9 @@ def evaluator(objective: Objective, plane: Plane, dimensions: int, way: str) -> 
         layers = chain_of(objective)
         assert layers is not None
         return Together(objective, plane, dimensions, layers, sigmoids=way != "together")
-    form = way.removesuffix(_OVERWRITING)
-    return PointLoop(objective, plane, dimensions, form, overwrite=form != way)  # type: ignore[arg-type]
+    way, _, threads = way.removesuffix(_THREADS).rpartition(", ") if way.endswith(_THREADS) else (way, "", "1")
+    form: Any = way.removesuffix(_OVERWRITING)
+    return shared_out(lambda: PointLoop(objective, plane, dimensions, form, overwrite=form != way), int(threads))
 
 
 def fastest(
@@ -183,8 +190,10 @@ def fastest_evaluator(
     runs = dict(built)
     (expected, right), plain = _timed(runs["plain"], batch, shown, objective.device)
     limit = _SHARE * evaluations * plain
+    if any(way.endswith(_THREADS) for way in runs) and draws(runs["plain"], batch, shown[0], objective.device):
+        runs = {way: run for way, run in runs.items() if not way.endswith(_THREADS)}
     guesses, tolerance = {}, _AGREE.get(objective.dtype, 1e-2)
-    for way in [*built][:-1]:
+    for way in [*runs][:-1]:
         try:
             (losses, rights), guesses[way] = _timed(runs[way], batch, shown, objective.device)
         except Exception:  # a loss that looks at its numbers, or draws, takes one point at a time
@@ -198,7 +207,7 @@ def fastest_evaluator(
     guesses["plain"] = plain
 
     def look(way: str) -> float:
-        count = min(max(1, int(limit / guesses[way])), 256)
+        count = min(max(getattr(runs[way], "width", 1), int(limit / guesses[way])), 256)
         return _timed(runs[way], batch, [points[i % len(points)] for i in range(count)], objective.device)[1]
 
     seconds = {way: look(way) for way in runs}
