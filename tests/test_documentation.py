@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
         ("docs/curvature.md", "not deterministic: batch 0"),
         ("docs/estimators.md", "over each of 6 parts"),
         ("docs/sharpness.md", "the first is sharper by"),
+        ("docs/figures.md", "column 3.25 wide 5.5 full 6.75"),
     ],
 )
 def test_code_blocks_run(page: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,10 @@ def generalization(
         ax.set_ylabel(up)
         ax.grid(True)
         ax.set_title(str(found), size=6)
-        note = "bars: ± 1 standard error" if (every[:, [1, 3]] > 0).any() else None
+        note = None
+        if (every[:, [1, 3]] > 0).any():
+            residual = all(isinstance(m, Eigenpairs) for value in measures.values() for m in _listed(value))
+            note = "bars: residual across, standard error upwards" if residual else "bars: ± 1 standard error"
         figure.legend(loc="outside lower center", ncols=legend_columns(texts, width), title=note)
     return figure
 
