@@ -65,15 +65,15 @@ class Dealer:
         self._agreements += 1
         key = f"agreed/{self._agreements}"
         if self.leads:
-            self._store.set(key, pickle.dumps(given))
+            self._asked("set", key, pickle.dumps(given))
             return given
         self._await(key)
-        return pickle.loads(self._store.get(key))  # what our own first rank has put there
+        return pickle.loads(self._asked("get", key))  # what our own first rank has put there
 
     def after(self, name: str, given: Given) -> Given:
         """Return what the first rank gives as soon as it has it, however long that takes and however large it is."""
         if self.leads:
-            self._store.set(name, b"1")
+            self._asked("set", name, b"1")
         else:
             self._await(name)
         box = [given]
@@ -97,33 +97,18 @@ class Dealer:
         Raises:
             RankFailedError: a rank failed meanwhile.
         """
-        while (i := self._store.add(f"{round_}/next", 1) - 1) < count:
+        while (i := self._asked("add", f"{round_}/next", 1) - 1) < count:
             if self.there("failed"):
-                raise RankFailedError(self._store.get("failed").decode())
+                raise RankFailedError(self._asked("get", "failed").decode())
             yield i
 
     def hand_in(self, name: str, values: Array) -> None:
         """Give numbers to whoever asks for them by this name."""
-        self._store.set(name, np.ascontiguousarray(values, dtype=np.float64).tobytes())
+        self._asked("set", name, np.ascontiguousarray(values, dtype=np.float64).tobytes())
 
     def there(self, name: str) -> bool:
-        """Say whether somebody has handed that in.
-
-        Args:
-            name: under which it is.
-
-        Returns:
-            Whether it is there.
-
-        Raises:
-            RankFailedError: the store does not answer.
-        """
-        try:
-            return bool(self._store.check([name]))
-        except RuntimeError as error:  # the store is in the memory of one process
-            raise RankFailedError(
-                f"rank {self.rank} has lost the process where the ranks met, usually that of rank 0: it was killed, or its machine is gone"
-            ) from error
+        """Say whether somebody has handed that in."""
+        return bool(self._asked("check", [name]))
 
     def taken(self, name: str, shape: tuple[int, ...]) -> Array:
         """Return the numbers of that name, when they are there.
@@ -136,13 +121,34 @@ class Dealer:
             The numbers, float64.
         """
         self._await(name)
-        return np.frombuffer(self._store.get(name), dtype=np.float64).reshape(shape).copy()
+        return np.frombuffer(self._asked("get", name), dtype=np.float64).reshape(shape).copy()
 
     def fail(self, error: BaseException) -> None:
         """Tell the others."""
         if not isinstance(error, RankFailedError):
             said = " ".join(str(error).split())
-            self._store.set("failed", f"rank {self.rank} failed: {type(error).__name__}: {said}".encode())
+            with contextlib.suppress(RankFailedError):  # the error that is raised is the one to be seen
+                self._asked("set", "failed", f"rank {self.rank} failed: {type(error).__name__}: {said}".encode())
+
+    def _asked(self, what: str, *arguments: Any) -> Any:
+        """Return what the store says.
+
+        Args:
+            what: its method.
+            arguments: of that.
+
+        Returns:
+            The answer.
+
+        Raises:
+            RankFailedError: it says nothing.
+        """
+        try:
+            return getattr(self._store, what)(*arguments)
+        except RuntimeError as error:  # the store is in the memory of one process
+            raise RankFailedError(
+                f"rank {self.rank} has lost the process where the ranks met, usually that of rank 0: it was killed, or its machine is gone"
+            ) from error
 
     def _await(self, name: str) -> None:
         """Return when that is there.
@@ -153,7 +159,7 @@ class Dealer:
         self._waiting, self._seen = time.monotonic(), {}
         while not self.there(name):
             if self.there("failed"):
-                raise RankFailedError(self._store.get("failed").decode())
+                raise RankFailedError(self._asked("get", "failed").decode())
             missing = self._missing()
             if missing and not self.there(name):
                 raise RankFailedError(missing)
@@ -174,7 +180,7 @@ class Dealer:
                 if now - self._waiting > ARRIVAL:
                     return f"rank {rank} has not come within {ARRIVAL:g} seconds, and rank {self.rank} waits for it"
                 continue
-            sign = self._store.get(f"alive/{rank}")
+            sign = self._asked("get", f"alive/{rank}")
             before, since = self._seen.get(rank, (b"", 0.0))
             if sign != before:
                 self._seen[rank] = sign, now

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -18,19 +19,19 @@ from landscape.surfaces import loss_surface, over_ranks, random_plane
 pytestmark = pytest.mark.distributed
 
 
-def member(rank: int, folder: Path, what: str) -> None:
-    """Be one of two ranks; the second one dies in the middle of its work, or before."""
+def member(rank: int, folder: Path, what: str, port: int) -> None:
+    """Be one of two ranks; one dies in the middle of its work, or comes too late."""
     torch.set_num_threads(1)
     over_ranks.SILENCE = over_ranks.ARRIVAL = 1.0
     over_ranks._BEAT = 0.1
-    meeting = f"file://{folder / 'meeting'}"
+    meeting = f"tcp://127.0.0.1:{port}" if what == "store" else f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     calls = 0
 
     def deadly(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if rank == 1 and calls > 9:
+        if rank == (what != "store") and calls > 9:
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.nn.functional.cross_entropy(outputs, target)
 
@@ -48,13 +49,17 @@ def member(rank: int, folder: Path, what: str) -> None:
     ("what", "said"),
     [
         ("killed", "rank 1 has given no sign of life since"),
+        pytest.param("store", "rank 1 has lost the process where the ranks met", marks=pytest.mark.slow),
         pytest.param("never", "rank 0 has not come within 1 seconds", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_rank_is_not_waited_for(tmp_path: Path, what: str, said: str) -> None:
     mp.get_context("forkserver").set_forkserver_preload(["sam_core", "torch.distributed.fsdp"])
-    context = mp.start_processes(member, (tmp_path, what), nprocs=2, join=False, start_method="forkserver")
-    survivor, lost = context.processes if what != "never" else context.processes[::-1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.start_processes(member, (tmp_path, what, port), nprocs=2, join=False, start_method="forkserver")
+    survivor, lost = context.processes if what == "killed" else context.processes[::-1]
     try:
         survivor.join(timeout=60)
         assert survivor.exitcode == 0, "it waits for ever"
