@@ -6,6 +6,7 @@ from landscape.plots.descent import descent
 from landscape.plots.eigenvalues import eigenvalues
 from landscape.plots.generalization import generalization
 from landscape.plots.lines import lines
+from landscape.plots.measures import ascents, measures, sam_gaps
 from landscape.plots.paths import path, paths, trajectory
 from landscape.plots.report import RunReport, report
 from landscape.plots.saving import save
@@ -26,6 +27,7 @@ __all__ = [
     "Look",
     "LossScale",
     "RunReport",
+    "ascents",
     "contour",
     "contours",
     "curvature",
@@ -34,11 +36,13 @@ __all__ = [
     "generalization",
     "lines",
     "loss_scale",
+    "measures",
     "method_looks",
     "over_seeds",
     "path",
     "paths",
     "report",
+    "sam_gaps",
     "save",
     "sharpness",
     "spectra",
