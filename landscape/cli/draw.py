@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -16,6 +18,7 @@ from landscape.plots import COLUMN, FULL, WIDE, RunReport
 from landscape.plots import report as write_report
 from landscape.plots.gallery import Kind, draw_all
 from landscape.results import store
+from landscape.results.schema import sharpness_name
 from landscape.results.types import (
     CurvatureTrace,
     Eigenpairs,
@@ -24,6 +27,7 @@ from landscape.results.types import (
     Result,
     Sharpness,
     SpectralDensity,
+    Subsampled,
     Surface,
     TraceEstimate,
     TrainingHistory,
@@ -75,19 +79,22 @@ class Report:
     """Write one HTML page that compares result files; it needs no network."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """Result files (.h5)."""
-    out: Path = Path("report.html")
+    """Result files (.h5); files epoch_0001.h5, epoch_0002.h5, ... beside a run's own are moments of its training, and get a slider."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The page."""
 
     def run(self) -> None:
         """Write the page and say where."""
-        print(write_report(run_reports(self.files), self.out))
+        command = shlex.join(["landscape", "report", *map(str, self.files), "--out", str(self.out)])
+        print(write_report(run_reports(self.files), self.out, command=command))
 
 
 def run_reports(files: Sequence[Path]) -> list[RunReport]:
     """Read everything that result files hold; runs are named after their method, or their file where two have the same."""
     if not files:
         raise ValueError("give at least one result file, such as runs/sam/run.h5")
+    moments = _moments(files)
+    files = [path for path in files if path not in moments]
     read = {path: _read(path) for path in files}
     # One table compares sharpness at one rho and p: those that most files have.
     measured = {path: dict.fromkeys((r.measure, r.rho, r.p) for r in results if isinstance(r, Sharpness)) for path, results in read.items()}
@@ -101,7 +108,35 @@ def run_reports(files: Sequence[Path]) -> list[RunReport]:
     names = [run.name for run in runs]
     runs = [replace(run, name=_name_of(path)) if names.count(run.name) > 1 else run for run, path in zip(runs, read, strict=True)]
     names = [run.name for run in runs]
-    return [replace(run, name=str(path)) if names.count(run.name) > 1 else run for run, path in zip(runs, read, strict=True)]
+    runs = [replace(run, name=str(path)) if names.count(run.name) > 1 else run for run, path in zip(runs, read, strict=True)]
+    return [
+        _with_moments(run, {epoch: at for at, (epoch, of) in moments.items() if of == path}) for run, path in zip(runs, read, strict=True)
+    ]
+
+
+def _moments(files: Sequence[Path]) -> dict[Path, tuple[int, Path]]:
+    """Return which files hold an earlier epoch of a run: the epoch, and the one file of that run, which lies in the same folder."""
+    epochs = {path: int(found[1]) for path in files if (found := re.fullmatch(r"epoch_?(\d+)", path.stem))}
+    moments: dict[Path, tuple[int, Path]] = {}
+    for folder in dict.fromkeys(path.resolve().parent for path in epochs):
+        here = [path for path in dict.fromkeys(files) if path.resolve().parent == folder]
+        runs = [path for path in here if path not in epochs]
+        if not runs:  # then the last epoch is the run
+            runs = [max((path for path in here), key=epochs.__getitem__)]
+        if len(runs) == 1:
+            moments |= {path: (epochs[path], runs[0]) for path in here if path in epochs and path != runs[0]}
+    return moments
+
+
+def _with_moments(run: RunReport, files: Mapping[int, Path]) -> RunReport:
+    """Return the run with its earlier epochs, and itself as the last one."""
+    if not files:
+        return run
+    assert run.file is not None
+    epochs = {epoch: _run_report(path, _read(path), None) for epoch, path in files.items()}
+    found = re.fullmatch(r"epoch_?(\d+)", run.file.stem)
+    last = int(found[1]) if found else int(run.training.epoch[-1]) if run.training is not None and len(run.training.epoch) else None
+    return replace(run, epochs=epochs | ({last: run} if last is not None else {}))
 
 
 def _read(path: Path) -> list[Result]:
@@ -137,4 +172,28 @@ def _run_report(path: Path, results: Sequence[Result], sharpness: tuple[str, flo
         curvature=the(CurvatureTrace),
         command=str(attributes.get("command", "")),
         attributes=final if isinstance(final, dict) else {},
+        file=path,
+        settings={key: value for key, value in config.items() if key != "final"} if isinstance(config, dict) else {},
+        measures={name: found for name, found in _measures(results).items() if not _shown(found, sharpness)},
     )
+
+
+def _measures(results: Sequence[Result]) -> dict[str, Sharpness | Subsampled]:
+    """Return every measure of sharpness and every number with its spread over parts of the data, by what it is."""
+    return {
+        _words(result) if isinstance(result, Sharpness) else f"{result.measure} {len(result.per_part)}": result
+        for result in results
+        if isinstance(result, Sharpness | Subsampled)
+    }
+
+
+def _words(result: Sharpness) -> str:
+    """Return the name that a measure is stored under as words: the measure, then every setting that is not plain."""
+    _, _, further = sharpness_name(result).partition(",")
+    text = f"{result.measure.replace('_', ' ')}, ρ = {result.rho:g}, m = {result.m}" + (f", p = {result.p:g}" if result.p != 2 else "")
+    return f"{text}, {further.replace('=', ' = ').replace(',', ', ').replace('_', ' ')}" if further else text
+
+
+def _shown(result: Sharpness | Subsampled, setting: tuple[str, float, float] | None) -> bool:
+    """Tell whether the first table of the report holds a measure already."""
+    return isinstance(result, Sharpness) and (result.measure, result.rho, result.p) == setting

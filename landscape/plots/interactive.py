@@ -156,9 +156,12 @@ def page(figure: go.Figure, title: str, *, plotlyjs: str = "inline") -> str:
 class Live:
     """Figures of a page that share their sliders: for the camera where there are scenes, for the steps where there are frames."""
 
-    def __init__(self, key: str, names: list[str], figures: list[dict[str, Any]], alt: str, *, note: str = "", flat: bool = False):
-        """Take the figures, as plotly's JSON, one for each name; `alt` says what they show, `flat` that they are low."""
-        self.key, self.names, self.figures, self.alt, self.note, self.flat = key, names, figures, alt, note, flat
+    def __init__(
+        self, key: str, names: list[str], figures: list[dict[str, Any]], alt: str, *, note: str = "", scale: LossScale | None = None
+    ):
+        """Take the figures, as plotly's JSON, one for each name; `alt` says what they show, `scale` what their colours mean."""
+        self.key, self.names, self.figures, self.alt, self.note = key, names, figures, alt, note
+        self.bar = _bar(scale) if scale is not None and np.isfinite(scale.lowest) else None
         self.scenes = any(name.startswith("scene") for figure in figures for name in figure["layout"])
         self.frames = [str(frame["name"]) for frame in figures[0].get("frames") or []]
         sliders = figures[0]["layout"].get("sliders") or [{}]
@@ -166,6 +169,14 @@ class Live:
         eye = next((f["layout"][n]["camera"]["eye"] for f in figures for n in f["layout"] if n.startswith("scene")), None)
         self.azimuth = round(np.degrees(np.arctan2(eye["y"], eye["x"]))) if eye else 0
         self.elevation = round(np.degrees(np.arctan2(eye["z"], np.hypot(eye["x"], eye["y"])))) if eye else 0
+
+
+def _bar(scale: LossScale) -> dict[str, Any]:
+    """Return a colour bar as a page draws it: places of the ticks in percent of its length, and their texts."""
+    levels, _ = scale.ticks(7)
+    low, high = (float(v) for v in scale.height(np.array([scale.low, scale.high])))
+    at = [round(100 * (float(h) - low) / (high - low), 1) for h in scale.height(levels)]
+    return {"ticks": list(zip(at, (f"{v:.3g}" for v in levels), strict=True)), "label": scale.label, "note": scale.note}
 
 
 def library() -> str:

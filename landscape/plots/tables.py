@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from landscape.results.numbers import NONE, with_error
-from landscape.results.types import Cost, Provenance, Result
+from landscape.results.types import Cost, Provenance, Result, Sharpness
 
 if TYPE_CHECKING:
     from landscape.plots.report import RunReport
@@ -82,6 +82,40 @@ def methods_table(runs: Sequence[RunReport]) -> Table:
     return Table([heads[i] for i in keep], [[row[i] for i in keep] for row in rows], notes)
 
 
+def measures_table(runs: Sequence[RunReport]) -> Table:
+    """Return the further measures of each run with their standard errors, one in a row; a measure of several numbers has a row for each."""
+    rows: dict[str, list[str]] = {}
+    for column, run in enumerate(runs):
+        for name, found in run.measures.items():
+            if isinstance(found, Sharpness):
+                cells = {name: with_error(found.value, found.stderr)}
+            else:
+                kinds = f"{len(found.per_part)} parts"
+                texts = [f"{found.measure} over {kinds}", *(f"{found.measure} over {kinds}, {i + 1}" for i in range(1, len(found.values)))]
+                cells = {text: with_error(v, e) for text, v, e in zip(texts, found.values, found.stderr, strict=True)}
+            for text, cell in cells.items():
+                rows.setdefault(text, [NONE] * len(runs))[column] = cell
+    notes = ["± is one standard error: over shards or draws, or over the choice of the examples."] if rows else []
+    return Table(["measure", *(run.name for run in runs)], [[text, *cells] for text, cells in rows.items()], notes)
+
+
+def settings_table(runs: Sequence[RunReport]) -> Table:
+    """Return how each run was trained: first the settings that differ, then those that all share."""
+    keys = dict.fromkeys(str(key) for run in runs for key in run.settings)
+    rows = [[key.replace("_", " "), *(_setting(run.settings.get(key)) for run in runs)] for key in keys]
+    rows = [row for row in rows if any(cell != NONE for cell in row[1:])]
+    rows.sort(key=lambda row: len(set(row[1:])) == 1)
+    return Table(["", *(run.name for run in runs)], rows, [])
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{key} {entry}" for key, entry in value.items()]
+    if isinstance(value, list | tuple):
+        return ", ".join(_short(entry) for entry in value) or NONE
+    return NONE if value is None or value == "" else _short(value)
+
+
 _LABELS = {
     "model": "model",
     "parameters": "parameters",
@@ -113,6 +147,7 @@ def results_of(run: RunReport) -> dict[str, list[Result]]:
         "paths": list(run.paths.values()),
         "gradients": [run.gradients],
         "curvature while training": [run.curvature],
+        "further measures": list(run.measures.values()),
     }
     there = {about: [result for result in results if result is not None] for about, results in found.items()}
     return {about: results for about, results in there.items() if results}
@@ -133,10 +168,14 @@ def origins_table(runs: Sequence[RunReport]) -> Table:
         costs = [_cost(results_of(run).get(about, [])) for run in runs]
         if any(cost != NONE for cost in costs):
             rows.append([f"cost of {about}", *costs])
-    measured = [result for run in runs for about in ("Hessian", "sharpness") for result in results_of(run).get(about, [])]
-    hashes = {result.provenance.data_sha256 for result in measured if result.provenance.data_sha256}
+    on = {
+        about: {frozenset(r.provenance.data_sha256 for r in results_of(run).get(about, [])) - {""} for run in runs} - {frozenset()}
+        for about in ("Hessian", "sharpness")
+    }
     notes = ["A forward, a gradient or a product with the Hessian (hvp) is counted as one where it goes over the whole data once."]
-    notes += ["The runs were not all measured on the same data: compare them with care."] if len(hashes) > 1 else []
+    notes += (
+        ["The runs were not all measured on the same data: compare them with care."] if any(len(sets) > 1 for sets in on.values()) else []
+    )
     return Table(["", *(run.name for run in runs)], rows, notes)
 
 
