@@ -101,7 +101,8 @@ def generalization(
 
 
 def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) or (isinstance(value, Sequence) and not isinstance(value, tuple)) else [value]
+    """Return what there is of each seed; a tuple is a number with its error."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, tuple | str) else [value]
 
 
 def _points(measures: Any, gaps: Any, of: str, name: str) -> list[_Point]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from landscape.plots.checks import check_drawing, check_named, check_type
 from landscape.plots.interactive import new_plotly, plain
-from landscape.plots.style import COLUMN, INK, WIDE, Look, PaperFigure, fitting, looks_for, paper_style
+from landscape.plots.style import COLUMN, INK, PALETTE, WIDE, Look, PaperFigure, fitting, looks_for, paper_style
 from landscape.results.types import Array, Eigenpairs, SpectralDensity
 
 _X, _Y = "eigenvalue of the Hessian", "density per unit of eigenvalue (log scale)"
@@ -100,7 +100,7 @@ def _draw(
     check_drawing(backend, theme, width)
     for name, pairs in eigen.items():
         check_type(pairs, Eigenpairs, f"eigen[{name!r}]")
-    looks = looks_for(densities, looks)
+    looks = looks_for(densities, looks) | ({"": Look(PALETTE[0], "o", "-")} if "" in densities else {})  # no name, no colour of its own
     finite = {name: d for name, d in densities.items() if d.grid.size and (np.isfinite(d.density) & (d.density > 0)).any()}
     floor = min((_floor(d) for d in finite.values()), default=1e-12)
     text = _legend(densities, eigen)

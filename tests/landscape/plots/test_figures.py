@@ -461,3 +461,17 @@ def test_known_outliers_are_marked_above_their_peaks(flat: Ripple) -> None:
     assert "triangles: outliers" in figure.get_suptitle()
     interactive = plots.spectrum(density, backend="plotly")
     assert any(trace.marker.symbol == "triangle-down-open" and np.array_equal(trace.x, places) for trace in interactive.data)
+
+
+def test_spectra_are_whole_down_to_the_bottom_of_their_axis(sharp: Ripple, flat: Ripple) -> None:
+    wide = sharp.density()
+    sigma = 10 * wide.sigma  # as few Ritz values of a large network have it
+    grid = np.linspace(wide.nodes.min() - 9 * sigma, wide.nodes.max() + 9 * sigma, 2000)
+    bumps = np.exp(-0.5 * ((grid[:, None] - wide.nodes[0]) / sigma) ** 2) / (sigma * (2 * np.pi) ** 0.5)
+    wide = dataclasses.replace(wide, grid=grid, density=bumps @ wide.weights[0], stderr=0 * grid, sigma=sigma)
+    figure = plots.spectra({"sgd": wide, "sam": flat.density()}, eigen={"sgd": sharp.eigen()})
+    ax = figure.axes[0]
+    bottom = ax.get_ylim()[0]
+    for density in (wide, flat.density()):
+        assert (np.interp(ax.get_xlim(), density.grid, density.density) < bottom).all()
+    assert figure.get_suptitle().startswith("ticks: eigenvalues or outermost Ritz values")
