@@ -26,6 +26,9 @@ METHODS: dict[str, dict[str, float | int]] = {
     "sampa": {"rho": 0.2, "lam": 0.2},
 }
 
+# What takes a gradient or two; the others take tens.
+_QUICK = ("m_sharpness", "sam_gap", "gradient_norm", "average_case", "relative_flatness")
+
 
 def recipe(method: str, *, epochs: int = 25, seed: int = 0) -> TrainConfig:
     """Return how the demo trains: the digits, a small batch-norm network, small batches, no weight decay."""
@@ -68,7 +71,7 @@ class Demo:
         comparison = self._compare(out)
         pictures = draw_all(list(comparison.runs.values()), out / "figures")
         report = comparison.report(out / "report.html")
-        print(f"\n{comparison.table()}\n")
+        print(f"\n{comparison.table()}\n\n{comparison.differences()}\n")
         examples = next(iter(comparison.runs.values())).eigen.provenance.examples  # type: ignore[union-attr]
         print(f"Hessian, sharpness and train accuracy: on {examples} training digits, batch norm in eval mode")
         print(f"\nresults   {', '.join(str(path) for path in comparison.files.values())}")
@@ -77,10 +80,10 @@ class Demo:
 
     def _compare(self, out: Path) -> Comparison:
         epochs, every = (6 if self.quick else 25), 10
-        sizes = Sizes(surface_examples=256, density_probes=2, density_steps=16)
+        sizes = Sizes(surface_examples=256, density_probes=2, density_steps=16, draws=10)
         measured: int | None = None
         if self.quick:
-            sizes = replace(sizes, points=17, density_probes=1, trace_tol=0.1)
+            sizes = replace(sizes, points=17, density_probes=1, trace_tol=0.1, draws=3, measures=_QUICK)
             measured = 384
         models, histories, traces, commands = {}, {}, {}, {}
         for method in METHODS:

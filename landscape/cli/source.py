@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-import pickle
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sam_core
+from landscape.cli.checkpoints import load_state
 from landscape.objective import Objective
 from landscape.results.types import GradientTrace, Result
 from sam_core.training import build_data
@@ -30,7 +30,7 @@ class Source:
     """The model and the data to measure."""
 
     checkpoint: Annotated[Path | None, tyro.conf.Positional] = None
-    """Checkpoint or run folder of `landscape train`; with --model a file of its state_dict (.pt), or nothing if it comes trained."""
+    """Checkpoint or run folder of `landscape train`; with --model its state_dict (.pt, .safetensors), or nothing if it comes trained."""
     model: str | None = None
     """Your own model: package.module:factory, called without arguments, returns the torch.nn.Module."""
     data: str | None = None
@@ -179,36 +179,6 @@ def load(reference: str) -> Any:
     """Return what a factory given as package.module:name makes."""
     made = resolve(reference)
     return made() if callable(made) and not isinstance(made, nn.Module) else made
-
-
-def load_state(model: nn.Module, path: Path) -> None:
-    """Load a state_dict into a model; nothing but tensors is read from the file.
-
-    Args:
-        model: the model that the parameters fit.
-        path: file written by `torch.save(model.state_dict(), path)`, or a dictionary with it under "state_dict" or "model".
-
-    Raises:
-        ValueError: the file is missing, is no such file, or does not fit the model.
-    """
-    if not path.is_file():
-        raise ValueError(f"checkpoint {path} does not exist")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {path} holds more than tensors or is damaged; save it by torch.save(model.state_dict(), ...)"
-        ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict):
-        raise ValueError(f"checkpoint {path} holds a {type(state).__name__}, not a state_dict")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"checkpoint {path} does not fit {type(model).__name__}: {' '.join(lines[1:3])[:300]}") from error
 
 
 def first_examples(data: Any, count: int | None) -> Any:
