@@ -13,7 +13,7 @@ from landscape import plots
 
 def main() -> None:
     named = {title(batch, decay, of[0]): of[0].surfaces["filter"] for (batch, decay), of in runs().items()}
-    save(plots.contours(named), "batch_contours")
+    save(plots.contours(named, width=plots.WIDE), "batch_contours")
     save(plots.surfaces3d(named, backend="plotly"), "batch_contours")
 
 
