@@ -468,7 +468,10 @@ def test_spectra_are_whole_down_to_the_bottom_of_their_axis(sharp: Ripple, flat:
     sigma = 10 * wide.sigma  # as few Ritz values of a large network have it
     grid = np.linspace(wide.nodes.min() - 9 * sigma, wide.nodes.max() + 9 * sigma, 2000)
     bumps = np.exp(-0.5 * ((grid[:, None] - wide.nodes[0]) / sigma) ** 2) / (sigma * (2 * np.pi) ** 0.5)
-    wide = dataclasses.replace(wide, grid=grid, density=bumps @ wide.weights[0], stderr=0 * grid, sigma=sigma)
+    weights = wide.weights[0] * np.where(
+        np.arange(wide.nodes.shape[1]) < wide.nodes.shape[1] - 1, 1, 1e-7
+    )  # a light one puts the bottom low
+    wide = dataclasses.replace(wide, grid=grid, density=bumps @ weights, stderr=0 * grid, sigma=sigma)
     figure = plots.spectra({"sgd": wide, "sam": flat.density()}, eigen={"sgd": sharp.eigen()})
     ax = figure.axes[0]
     bottom = ax.get_ylim()[0]
