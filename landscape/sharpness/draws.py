@@ -13,6 +13,7 @@ from torch import Tensor
 from landscape.objective import NonFiniteLossError, Objective, Parameters
 from landscape.progress import progress as progress_bar
 from landscape.results.types import Array
+from landscape.sharpness.measurement import check_seed, whole_number
 from landscape.sharpness.over_ranks import Share
 from landscape.sharpness.pieces import losses
 from landscape.sharpness.shard_losses import Evaluate
@@ -121,13 +122,9 @@ def check_draws(rho: float, draws: int, seed: int) -> None:
         seed: of the noise.
 
     Raises:
-        ValueError: one is out of range.
-        TypeError: draws or seed is no integer.
+        ValueError: the width is out of range.
     """
-    if not (isinstance(rho, int | float) and 0 <= rho < math.inf):
+    if isinstance(rho, bool) or not (isinstance(rho, int | float) and 0 <= rho < math.inf):
         raise ValueError(f"rho, the width of the noise, must be in [0, inf), got {rho!r}")
-    for name, value, low in (("draws", draws, 3), ("seed", seed, 0)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}")
+    whole_number("draws", draws, 3, None, "the number of draws")
+    check_seed(seed)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from landscape.batches import is_pair
 from landscape.objective import Held, Objective, Parameters
 from landscape.results.types import Sharpness
-from landscape.sharpness.measurement import Known, Measurement
+from landscape.sharpness.measurement import Known, Measurement, check_seed
 from landscape.sharpness.shard_losses import ShardLoss
 from landscape.sharpness.shards import Work, check_batch_statistics, over_shards
 
@@ -57,6 +57,7 @@ def fisher_trace(
     """
     if labels not in ("model", "data"):
         raise ValueError(f"labels must be 'model' or 'data', got {labels!r}")
+    check_seed(seed)
     drawn = labels == "model"
     if drawn and not _is_cross_entropy(objective):
         raise ValueError("labels='model' needs cross_entropy(outputs, classes) as the loss, as its labels are classes; take labels='data'")

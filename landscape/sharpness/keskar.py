@@ -22,11 +22,10 @@ from landscape.objective import Objective
 from landscape.results.types import Sharpness
 from landscape.sharpness.climbs import auto_pgd
 from landscape.sharpness.m_sharpness import ball_and_starts
-from landscape.sharpness.measurement import Known, Measurement, shard_size, whole_number
+from landscape.sharpness.measurement import Known, Measurement, ascent_of, shard_size
 from landscape.sharpness.pieces import losses
 from landscape.sharpness.shard_losses import ShardLoss
 from landscape.sharpness.shards import Work, check_batch_statistics, over_shards
-from sam_core.optim.ascent import PNorm
 
 
 def keskar(
@@ -67,9 +66,7 @@ def keskar(
         ValueError: the loss is -1 or below.
     """
     m = shard_size(objective, m)
-    ascent = PNorm(eps, math.inf, adaptive=True, eta=1.0)
-    steps = whole_number("steps", steps, 1, None, "the number of steps of auto-PGD")
-    restarts = whole_number("restarts", restarts, 0, None, "the number of ascents from random points")
+    ascent = ascent_of(eps, math.inf, True, 1.0, steps, restarts, seed)
     check_batch_statistics(objective, m)
     settings = {"adaptive": True, "eta": 1.0, "steps": steps, "restarts": restarts}
     measurement = Measurement(objective, "keskar", rho=eps, m=m, p=math.inf, settings=settings, seed=seed if restarts else None)

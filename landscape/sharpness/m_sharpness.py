@@ -23,7 +23,7 @@ from landscape.objective import Objective
 from landscape.results.types import Sharpness
 from landscape.sharpness.ball import Ball
 from landscape.sharpness.climbs import Start, projected_ascent
-from landscape.sharpness.measurement import Known, Measurement, shard_size, weighted_mean, whole_number
+from landscape.sharpness.measurement import Known, Measurement, ascent_of, shard_size, weighted_mean
 from landscape.sharpness.shard_losses import JoinedStacks, ShardLoss
 from landscape.sharpness.shards import Measure, Work, check_batch_statistics, over_shards
 from sam_core.optim.ascent import PNorm
@@ -75,9 +75,7 @@ def m_sharpness(
         "multistep_m_sharpness".
     """
     m = shard_size(objective, m)
-    ascent = PNorm(rho, p, adaptive, eta)
-    steps = whole_number("steps", steps, 1, None, "the number of steps of the climb")
-    restarts = whole_number("restarts", restarts, 0, None, "the number of climbs from random points")
+    ascent = ascent_of(rho, p, adaptive, eta, steps, restarts, seed)
     check_batch_statistics(objective, m)
     single = steps == 1 and not restarts
     measurement = Measurement(

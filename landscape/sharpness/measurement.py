@@ -12,6 +12,7 @@ from landscape.intervals import mean_stderr, spread_to_stderr
 from landscape.objective import Meter, NonFiniteLossError, Objective
 from landscape.provenance import same_loss
 from landscape.results.types import Array, Sharpness
+from sam_core.optim.ascent import PNorm
 
 Known = Iterable[Sharpness]
 
@@ -51,6 +52,38 @@ def whole_number(name: str, value: Any, low: int, high: int | None, what: str) -
         allowed = f"at least {low}" if high is None else f"{low} ... {high}"
         raise ValueError(f"{name}, {what}, must be {allowed}, got {value}")
     return value
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is no whole number from 0 on: None would draw other numbers each time."""
+    whole_number("seed", seed, 0, None, "the seed of the draws")
+
+
+def ascent_of(rho: Any, p: float, adaptive: bool, eta: float, steps: Any = 1, restarts: Any = 0, seed: Any = 0) -> PNorm:
+    """Return the climb of a measure, with all that is asked of it checked.
+
+    Args:
+        rho: radius.
+        p: order of the norm.
+        adaptive: whether steps are relative to |w| + eta.
+        eta: see `adaptive`.
+        steps: of every ascent.
+        restarts: ascents from random points.
+        seed: of the points.
+
+    Returns:
+        The climb.
+
+    Raises:
+        TypeError: rho is no number.
+    """
+    if rho is None:
+        raise TypeError("rho must be a number, not None")
+    ascent = PNorm(rho, p, adaptive, eta)
+    whole_number("steps", steps, 1, None, "the number of steps of the ascent")
+    whole_number("restarts", restarts, 0, None, "the number of ascents from random points")
+    check_seed(seed)
+    return ascent
 
 
 def shard_size(objective: Objective, m: Any) -> int:

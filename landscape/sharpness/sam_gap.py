@@ -15,9 +15,8 @@ import numpy as np
 
 from landscape.objective import Objective
 from landscape.results.types import Sharpness
-from landscape.sharpness.measurement import Known, Measurement
+from landscape.sharpness.measurement import Known, Measurement, ascent_of
 from landscape.sharpness.pieces import losses
-from sam_core.optim.ascent import PNorm
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -48,11 +47,14 @@ def sam_gap(
         the forward pass at w is told by the first one that was measured.
 
     Raises:
+        TypeError: rhos is no list.
         ValueError: no radius is given.
     """
-    if not len(rhos):
+    if not isinstance(rhos, Sequence) or isinstance(rhos, str):
+        raise TypeError(f"rhos must be a list of radii, such as [0.01, 0.05], got {rhos!r}")
+    if not rhos:
         raise ValueError("rhos is empty: give at least one radius")
-    ascents = [PNorm(rho, p, adaptive, eta) for rho in rhos]
+    ascents = [ascent_of(rho, p, adaptive, eta) for rho in rhos]
     n, settings = objective.examples, {"adaptive": adaptive, "eta": float(eta)}
     measurements = [Measurement(objective, "sam_gap", rho=rho, m=n, p=p, settings=settings) for rho in rhos]
     found = [measurement.earlier(known) for measurement in measurements]

@@ -61,6 +61,16 @@ class Work:
     joined: bool = False  # the measure does not mind all weights in one tensor: layer by layer that is fewer operations
     stacked: Callable[[JoinedStacks], Tensor] | None = None  # the measure for all shards in one go, (S, columns), without vmap
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.vectorize not in (None, True, False):
+            raise TypeError(f"vectorize must be True, False or None, got {self.vectorize!r}")
+        if self.memory_budget is not None:
+            if not isinstance(self.memory_budget, int) or isinstance(self.memory_budget, bool):
+                raise TypeError(f"memory_budget must be a number of bytes or None, got {self.memory_budget!r}")
+            if self.memory_budget < 1:
+                raise ValueError(f"memory_budget must be at least 1 byte, got {self.memory_budget}")
+
 
 @dataclass(frozen=True)
 class _Way:

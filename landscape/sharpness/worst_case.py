@@ -26,10 +26,9 @@ from landscape.objective import Held, Objective, Parameters
 from landscape.results.types import Sharpness
 from landscape.sharpness.climbs import auto_pgd
 from landscape.sharpness.m_sharpness import ball_and_starts
-from landscape.sharpness.measurement import Known, Measurement, shard_size, whole_number
+from landscape.sharpness.measurement import Known, Measurement, ascent_of, shard_size
 from landscape.sharpness.shard_losses import Evaluate, ShardLoss
 from landscape.sharpness.shards import Work, check_batch_statistics, over_shards
-from sam_core.optim.ascent import PNorm
 
 
 def worst_case(
@@ -81,9 +80,7 @@ def worst_case(
         raise ValueError(f"p must be 2 or inf in worst_case (m_sharpness takes any p), got {p}")
     m = min(m, objective.examples) if isinstance(m, int) and m > 1 else m
     m = shard_size(objective, m)
-    ascent = PNorm(rho, p, adaptive, eta)
-    steps = whole_number("steps", steps, 1, None, "the number of steps of auto-PGD")
-    restarts = whole_number("restarts", restarts, 0, None, "the number of ascents from random points")
+    ascent = ascent_of(rho, p, adaptive, eta, steps, restarts, seed)
     check_batch_statistics(objective, m)
     evaluate = normalized(objective) if normalize_logits else None
     settings = {"adaptive": adaptive, "eta": float(eta), "steps": steps, "restarts": restarts, "normalize_logits": normalize_logits}

@@ -274,18 +274,20 @@ def test_per_example_work_with_batch_statistics_is_refused() -> None:
     ("call", "words"),
     [
         (lambda o: sharpness.average_case(o, -1.0), "rho, the width of the noise, must be in"),
-        (lambda o: sharpness.average_case(o, draws=2), "draws must be at least 3, got 2"),
+        (lambda o: sharpness.average_case(o, draws=2), "draws, the number of draws, must be at least 3, got 2"),
         (lambda o: sharpness.low_pass(o, normalize="layer"), "normalize must be 'none' or 'filter', got 'layer'"),
         (lambda o: sharpness.relative_flatness(o, "0.bias"), "layer must be the name of a parameter with neurons.*'0.bias'"),
         (lambda o: sharpness.fisher_trace(o, labels="true"), "labels must be 'model' or 'data', got 'true'"),
         (lambda o: sharpness.sam_gap(o, []), "rhos is empty"),
+        (lambda o: sharpness.sam_gap(o, 0.1), "rhos must be a list of radii.*got 0.1"),
+        (lambda o: sharpness.fisher_trace(o, seed=math.nan), "seed must be an integer"),
         (lambda o: sharpness.keskar(o, -0.1), "rho must be"),
         (lambda o: sharpness.gradient_norm(o, p=0.5), "p must be"),
         (lambda o: sharpness.m_sharpness(o, m=4, ranks=True), "ranks=True needs an initialised torch.distributed"),
     ],
 )
 def test_wrong_arguments_are_named(call: Callable[[Objective], object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         call(Objective(*network("mlp")))
 
 
