@@ -96,7 +96,11 @@ class Sharpness:
     """Draws of the measures that average over noise; by default what each one's page says."""
 
     def run(self) -> None:
-        """Measure, print and save."""
+        """Measure, print and save; under torchrun the processes share shards and draws, and the first one prints and saves."""
+        with group() as together:
+            self._measure(together)
+
+    def _measure(self, together: bool) -> None:
         sam_core.PNorm(self.rho, self.p)  # refuses a radius or norm that cannot be
         sharpness.chosen(self.measures)
         for name, value, low in (("--steps", self.steps, 1), ("--restarts", self.restarts, 0), ("--draws", self.draws, 3)):
@@ -107,18 +111,21 @@ class Sharpness:
         for m in self.m or ():
             if not 1 <= m <= examples:
                 raise ValueError(f"--m must be between 1 and {examples}, the number of examples, got {m}")
-        path = file_for(self.source, objective)
+        path = file_for(self.source, objective) if leads() else self.source.results_file()
         loss_line(objective)
         known = sharpness_in(path)
+        if together:
+            torch.distributed.barrier()  # what one of them has read, all must have read: the first one is going to write
         earlier = {id(r) for r in known}
-        choices = sharpness.Choices(self.rho, self.m, self.p, self.steps, self.adaptive, self.restarts, self.draws, self.source.seed)
+        settings = self.rho, self.m, self.p, self.steps, self.adaptive, self.restarts, self.draws, self.source.seed
+        choices = sharpness.Choices(*settings, ranks=together)
         found, left_out = [], []
         for result in sharpness.measure_all(objective, self.measures, choices, known=known):
             if isinstance(result, tuple):
                 left_out.append(result)
                 continue
             found.append(result)
-            if id(result) not in earlier:
+            if id(result) not in earlier and leads():
                 store.save(path, result)
         print(sharpness.table(found))
         for name, reason in left_out:

@@ -1,5 +1,8 @@
 """`landscape sharpness --measures`: one table of everything, the same numbers as in Python, nothing measured twice."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +105,22 @@ def test_rows_without_an_error_bar_say_why() -> None:
     x, y = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
     found = sharpness.m_sharpness(Objective(nn.Linear(2, 2), cross_entropy, (x, y)), m=8)
     assert np.isnan(found.stderr) and "(one shard)" in sharpness.table([found])
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_two_processes_of_torchrun_share_the_work_and_write_once(own: list[str], tmp_path: Path) -> None:
+    options = [*own, "--measures", "m_sharpness", "worst_case", "average_case", "sam_gap", "--out"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "landscape.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    done = [
+        subprocess.run([*torchrun, *options, "two.h5"], capture_output=True, text=True, env=environment, cwd=tmp_path) for _ in range(2)
+    ]
+    assert all(run.returncode == 0 for run in done), done[0].stderr
+    assert "there were already" not in done[0].stdout and "10 of 10 were there already" in done[1].stdout
+    assert done[0].stdout.count("worst_case") == 1, "the first process alone prints"
+    assert main([*options, "one.h5"]) == 0
+    one, two = (landscape.open(name).sharpness for name in ("one.h5", "two.h5"))
+    assert list(one) == list(two) and len(one) == 10
+    for name in one:
+        np.testing.assert_allclose(two[name].per_shard, one[name].per_shard, rtol=1e-4, atol=1e-6)
