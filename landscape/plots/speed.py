@@ -12,7 +12,7 @@ from landscape.plots.bands import plotly_band
 from landscape.plots.checks import check_drawing, check_type
 from landscape.plots.epochs import say_if_empty
 from landscape.plots.interactive import new_plotly, plain
-from landscape.plots.style import COLUMN, INK, Look, PaperFigure, label, legend_columns, legend_height, looks_for, paper_style
+from landscape.plots.style import COLUMN, INK, Look, PaperFigure, fitting, legend_columns, legend_height, looks_for, paper_style
 from landscape.results.types import Array, TrainingHistory
 
 _Y = "test accuracy"
@@ -70,7 +70,7 @@ def speed(
     looks = looks_for(curves, looks)
     longest = max((float(c.seconds.max()) for c in curves.values() if len(c.seconds)), default=0.0)
     _, per, unit = next(row for row in _UNITS if longest >= row[0])
-    texts = {name: label(name, 28) + _reached(curve, target, per, unit) for name, curve in curves.items()}
+    texts = {name: fitting(name, min(1.9, width - 1.7), 7) + _reached(curve, target, per, unit) for name, curve in curves.items()}
     xlabel = f"training time ({unit})"
     seeds = max(curve.seeds for curve in curves.values())
     if backend == "plotly":
