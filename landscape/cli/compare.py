@@ -22,6 +22,7 @@ from landscape.cli.source import device_named, load, loss_named
 from landscape.comparison import Sizes, compare
 from landscape.comparison.plan import title
 from landscape.comparison.sizes import seconds_of
+from landscape.plots.tables import measures_table
 from landscape.results import store
 from landscape.results.errors import StoreError
 from sam_core.training import build_data
@@ -109,6 +110,8 @@ class Compare:
         print(f"\n{found.table()}")
         if len(models) > 1:
             print(f"\n{found.differences()}")
+        elif (measures := measures_table(list(found.runs.values()))).rows:
+            print(f"\n{measures.text()}")
         for part, reason in found.left_out.items():
             print(f"{title(part)} was left out: {reason}")
         files = [*map(str, found.files.values()), *([str(folder / "pairs")] if len(models) > 1 else [])]

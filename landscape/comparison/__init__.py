@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from landscape.comparison.differences import Difference, Differences, as_results, differences_of
+from landscape.comparison.differences import Difference, Differences, as_results, differences_of, label_of
 from landscape.comparison.job import Job, Say
 from landscape.comparison.known import refuse_another_question
 from landscape.comparison.measuring import Subject
@@ -140,6 +140,8 @@ def _report(subject: Subject, history: TrainingHistory | None, trace: GradientTr
         command=command,
         attributes=subject.attributes,
         paths=subject.paths,
+        file=subject.path,
+        measures={label_of(r): r for r in subject.sharpness if r.measure != "m_sharpness"},
     )
 
 

@@ -26,6 +26,7 @@ from landscape.surfaces.points import evaluator, ways
 
 _MOMENT = 0.05  # seconds that a measured pass should take
 _SHARE = 0.22  # of the points of a plane that are evaluated, before anything is known of it
+_VERY_LONG = 10.0
 _MANY_POINTS = 500
 _COARSE = 13  # points along an axis that always are
 
@@ -98,7 +99,7 @@ def measured(make: Callable[[int], Objective], total: int, plane: Plane | None) 
     vector = torch.ones(large.size, dtype=large.dtype, device=device)
     with undisturbed(device):
         operator.matvec(vector)  # builds the graphs that are kept
-        product = _timed(partial(operator.matvec, vector), device, warm=True) / large.examples
+        product = _timed(partial(operator.matvec, vector), device) / large.examples
     form = operator.form or "plain"
     if operator.memory_kept * total / large.examples > operator.memory_budget:  # graphs are built again for every product
         product += gradient[1] + gradient[0] / size
@@ -106,7 +107,7 @@ def measured(make: Callable[[int], Objective], total: int, plane: Plane | None) 
     few = make(max(1, min(total, 96 if large.batch_norm == "eval" else 8, int(0.5 / max(4 * sum(gradient), 1e-6)))))
     single = sum(gradient) + sum(forward)
     if large.batch_norm == "eval":
-        single = _timed(lambda: m_sharpness(few, m=1, progress=False), device, warm=True) / few.examples
+        single = _timed(lambda: m_sharpness(few, m=1, progress=False), device) / few.examples
     point = forward_large / large.examples
     if plane is not None and point * total * _MANY_POINTS > 2.0:  # looking for a faster way takes a second or two
         point = min(point, _point(large, plane))
@@ -128,10 +129,13 @@ def _point(objective: Objective, plane: Plane) -> float:
     return best
 
 
-def _timed(work: Callable[[], object], device: torch.device, *, warm: bool = False) -> float:
-    """Return the seconds that some work takes: the best of a few times, once warm."""
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that some work takes: the best of a few times, once warm.
+
+    The first time may import, compile or choose kernels; only where it takes very long it counts, for there is no time for a second.
+    """
     best = math.inf
-    for turn in range(1 if warm else 3):
+    for turn in range(4):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()
@@ -139,9 +143,9 @@ def _timed(work: Callable[[], object], device: torch.device, *, warm: bool = Fal
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken = time.perf_counter() - start
-        if turn or warm or taken > 10 * _MOMENT:
+        if turn or taken > _VERY_LONG:
             best = min(best, taken)
-        if taken > 10 * _MOMENT:
+        if best < math.inf and (best > 4 * _MOMENT or turn == 3):
             break
     return best
 

@@ -192,8 +192,8 @@ def planned(shape: Shape, sizes: Sizes, budget: float | None, spent: float = 0.0
             if examples is None:
                 examples = _largest(at_level, shape, room, min(_LEAST, shape.examples)) or min(_LEAST, shape.examples)
             chosen = _on(at_level, examples, shape)
-            chosen = _bounded(_wide_enough(chosen, sizes, shape, room), shape, budget)
-            return Plan(chosen, _reasons(level, sizes, chosen, shape, budget), budget)
+            chosen = _bounded(_wide_enough(_with_what_is_cheap(chosen, sizes, shape, room), sizes, shape, room), shape, budget)
+            return Plan(chosen, _reasons(sizes, chosen, shape, budget), budget)
     return Plan(sizes, {}, budget)
 
 
@@ -255,14 +255,33 @@ def _bounded(chosen: Sizes, shape: Shape, budget: float) -> Sizes:
     return replace(chosen, products=min(chosen.products, max(_FEWEST_PRODUCTS, int(budget / 6 / max(one, 1e-9)))))
 
 
-def _reasons(level: Level, asked: Sizes, chosen: Sizes, shape: Shape, budget: float) -> dict[str, str]:
-    """Say of everything that was asked for and is not measured how long it would have taken."""
-    left = [m for m in level.without if m in asked.measures]
-    left += ["density"] if asked.density_probes and not chosen.density_probes else []
+def _missing(asked: Sizes, chosen: Sizes) -> dict[str, Sizes]:
+    """Return every part that was asked for and is not to be measured, with the sizes that would have it."""
     found = {}
-    for part in left:
-        full = replace(chosen, measures=asked.measures, density_probes=max(1, chosen.density_probes))
-        seconds = sum(seconds_of_part(part, name, shape, full) for name in shape.costs)
+    for part in asked.measures:
+        if part not in chosen.measures:
+            found[part] = replace(chosen, measures=tuple(m for m in asked.measures if m == part or m in chosen.measures))
+    if asked.density_probes and not chosen.density_probes:
+        found["density"] = replace(chosen, density_probes=1)
+    return found
+
+
+def _with_what_is_cheap(chosen: Sizes, asked: Sizes, shape: Shape, room: float) -> Sizes:
+    """Take in again what a level leaves out and there is time for, the cheapest first."""
+    while missing := _missing(asked, chosen):
+        costs = {part: sum(seconds_of_part(part, name, shape, with_it) for name in shape.costs) for part, with_it in missing.items()}
+        cheapest = min(costs, key=lambda part: costs[part])
+        if sum(estimate(shape, missing[cheapest]).values()) > room:
+            break
+        chosen = missing[cheapest]
+    return chosen
+
+
+def _reasons(asked: Sizes, chosen: Sizes, shape: Shape, budget: float) -> dict[str, str]:
+    """Say of everything that was asked for and is not measured how long it would have taken."""
+    found = {}
+    for part, with_it in _missing(asked, chosen).items():
+        seconds = sum(seconds_of_part(part, name, shape, with_it) for name in shape.costs)
         found[part] = f"about {in_words(seconds)} more did not fit into the budget of {in_words(budget)}"
     return found
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from landscape.comparison.differences import Difference, Differences, label_of
+from landscape.comparison.differences import Difference, Differences
 from landscape.plots import RunReport
 from landscape.plots import report as write_report
 from landscape.plots.tables import Table, methods_table
-from landscape.results.numbers import NONE, with_error
 from landscape.results.types import LossPath, Sharpness
 
 
@@ -42,10 +40,8 @@ class Comparison:
         return methods_table(list(self.runs.values())).text()
 
     def tables(self) -> dict[str, Table]:
-        """Return all tables by title: differences, every measure of sharpness, what was measured and what was left out."""
+        """Return further tables by title: differences, how much was measured, and what was left out."""
         tables = {f"Difference: {title}": table for title, table in self.differences().tables().items()}
-        if any(self.sharpness.values()):
-            tables["All measures of sharpness"] = sharpness_table(self.sharpness)
         if self.chosen is not None:
             tables["How much was measured"] = self.chosen
         return tables
@@ -62,14 +58,3 @@ class Comparison:
         from landscape.plots.display import table_html
 
         return table_html(methods_table(list(self.runs.values())))
-
-
-def sharpness_table(sharpness: Mapping[str, list[Sharpness]]) -> Table:
-    """Return one row for each measure, one column for each model."""
-    labels = dict.fromkeys(label_of(result) for results in sharpness.values() for result in results)
-    cells = {name: {label_of(r): with_error(r.value, r.stderr) for r in results} for name, results in sharpness.items()}
-    rows = [[label, *(cells[name].get(label, NONE) for name in sharpness)] for label in labels]
-    notes = [
-        "Value ± standard error; over shards, pieces of the data or draws. What each measure is and when it misleads: docs/sharpness.md."
-    ]
-    return Table(["measure", *sharpness], rows, notes)
