@@ -40,6 +40,7 @@ _MEMORY_BUDGET = {"cpu": 2**28, "cuda": 2**32}
 _WORTH_A_TRIAL = {"vmap": 96, "layers": 24}
 _AT_ONCE = 0.1  # ... or whatever takes less than so many seconds.
 _TRIAL = 2, 16  # shards tried, at least and at most
+_TRIED = {"vmap": 24, "layers": 8}  # one shard of so many: a few more where the first call of a way is not slow
 _QUICK_TRIAL = 64  # where they are quick
 _OFTEN = 8  # shards that pay for a copy of the model that reads its weights in place
 _layers: weakref.WeakKeyDictionary[Objective, Layers | None] = weakref.WeakKeyDictionary()
@@ -263,7 +264,7 @@ class _Shards:
             if vectorize:
                 way = self._possible(together, index, shard)
             elif chunk > 1:
-                tried = _QUICK_TRIAL if quick else max(_TRIAL[0], min(_TRIAL[1], self._full // 24))
+                tried = _QUICK_TRIAL if quick else max(_TRIAL[0], min(_TRIAL[1], self._full // _TRIED[kind]))
                 way, results = self._trial(look(min(chunk, tried)), together, way)
         known[work] = way
         return way, results
