@@ -8,6 +8,8 @@ from __future__ import annotations
 from curves import Panel, draw, save
 from micro_runs import DATA, columns, final, largest_eigenvalue, runs, test_error
 
+from landscape.plots import Look
+
 
 def main() -> None:
     of = runs()
@@ -24,8 +26,10 @@ def main() -> None:
             levels[f"SGD, {part}"] = [number(run) for run in of[0, 0.0]]
         ticks = next(iter(curves.values()))[0]
         panels.append(Panel("radius ρ", name, curves, levels, log_x=True, log_y=name != "error (%)", ticks=ticks))
+    colors = {"SAM, test": "#D55E00", "SAM, train": "#E69F00", "SGD, test": "#0072B2", "SGD, train": "#56B4E9"}
+    looks = {name: Look(color, "s" if name.endswith("test") else "D", "-") for name, color in colors.items()}
     note = f"{DATA}; ± 1 standard error over {len(of[0, 0.0])} seeds"
-    save(draw(panels, note=note), "rho_sensitivity")
+    save(draw(panels, note=note, looks=looks), "rho_sensitivity")
 
 
 if __name__ == "__main__":

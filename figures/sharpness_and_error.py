@@ -11,6 +11,7 @@ from micro_runs import DATA, LOOKS_AS, NAMES, runs, test_error
 
 from landscape.plots import FULL, method_looks
 from landscape.plots.generalization import kendall_tau
+from landscape.plots.scale import log_ticks
 from landscape.plots.style import PaperFigure, paper_style
 
 SHARDS = (1, 16, 128)
@@ -31,7 +32,8 @@ def main() -> None:
                 ax.plot(*zip(*found, strict=True), ls="none", marker=look.marker, color=look.color, ms=3, mew=0, label=NAMES[pieces])
             every = np.array([point for found in points.values() for point in found])
             tau = kendall_tau(*every.T)
-            ax.set(xscale="log", xlabel=f"m-sharpness, m = {m}", title=f"τ = {tau.tau:.2f} (95 %: {tau.low:.2f} … {tau.high:.2f})")
+            log_ticks(ax, every[:, 0], axis="x")
+            ax.set(xlabel=f"m-sharpness, m = {m}", title=f"τ = {tau.tau:.2f} (95 %: {tau.low:.2f} … {tau.high:.2f})")
             ax.grid(True)
             print(m, tau)
         figure.axes[0].set_ylabel("test error (%)")
