@@ -9,7 +9,7 @@ import numpy as np
 
 from landscape.plots.checks import check_drawing
 from landscape.plots.interactive import new_plotly, plain
-from landscape.plots.style import FULL, Look, PaperFigure, label, looks_for, paper_style
+from landscape.plots.style import FULL, Look, PaperFigure, inches, label, looks_for, paper_style
 
 
 def over_seeds(
@@ -56,7 +56,7 @@ def over_seeds(
                 ax.hlines(values.mean(), i - 0.32, i + 0.32, color=looks[method].color, lw=1.4)
             ax.set_ylabel(quantity)
             room = width / len(numbers) - 0.5  # inches; beside each other where they fit, else slanted, else upright
-            slant = 0 if 0.06 * sum(len(t) + 2 for t in texts) < room else 40 if len(texts) * 0.19 < room else 90
+            slant = 0 if (max(inches(t, 6) for t in texts) + 0.1) * len(texts) < room else 40 if len(texts) * 0.19 < room else 90
             aside = {"rotation": slant, "rotation_mode": "anchor", "ha": "right", "va": "top" if slant == 40 else "center"} if slant else {}
             ax.set_xticks(range(len(methods)), texts, **aside)
             ax.set_xlim(-0.6, len(methods) - 0.4)
