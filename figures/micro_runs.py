@@ -37,6 +37,12 @@ def test_error(run: RunFile) -> float:
     return 100 * (1 - final(run)["test_accuracy"])
 
 
+def loss_gap(run: RunFile) -> float:
+    """Return the loss on test images less that on the training images with the labels that they were trained on."""
+    end = final(run)
+    return float(end["test_loss"] - end["train_loss"])
+
+
 def largest_eigenvalue(run: RunFile) -> float:
     """Return lambda_max at the end."""
     return float(run.eigen.values[0])
