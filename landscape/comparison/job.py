@@ -337,7 +337,7 @@ class Job:
             axis = (-sizes.span, sizes.span, sizes.points)
             pilot = loss_surface(pilot_on, self._subjects[self._reference].plane, axis, axis, tolerance=sizes.tolerance)
             share = max(0.02, (pilot.cost.forwards - 13**2) / (sizes.points**2 - 13**2))
-        room = self._budget - self._elapsed()
+        room = 0.95 * self._budget - self._elapsed()
         each = self._ratio * sum(self.shape.costs[name].point_each for name in names)  # seconds for a point on an example
         points = sizes.points
         while points > 9 and evaluated_points(replace(sizes, points=points), share) * each * few > room:

@@ -13,8 +13,9 @@ from landscape.comparison.costs import Costs, evaluated_points, seconds_of_measu
 from landscape.comparison.sizes import Sizes, in_words
 
 CURVATURE = ("eigenvalues", "trace", "density")
-_FIT = 0.85  # of the budget is planned: estimates are no promises
+_FIT = 0.8  # of the budget is planned: estimates are no promises
 _LEAST = 32  # examples
+_RATHER_MEASURES = 0.7  # of the time may go into more measures before it goes into more examples
 _FEWEST_PRODUCTS = 16
 
 
@@ -187,6 +188,8 @@ def planned(shape: Shape, sizes: Sizes, budget: float | None, spent: float = 0.0
     for level in LEVELS:
         at_level = _at(level, sizes)
         least = min(level.examples, shape.examples)
+        richer = _with_what_is_cheap(_on(at_level, least, shape), sizes, shape, _RATHER_MEASURES * room)
+        at_level = replace(at_level, measures=richer.measures, density_probes=richer.density_probes)
         examples = _largest(at_level, shape, room, least)
         if examples is not None or level is LEVELS[-1]:
             if examples is None:
