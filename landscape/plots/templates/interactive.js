@@ -41,7 +41,7 @@
     if (root.dataset.instead !== undefined) root.parentNode.classList.add("drawn");
 
     // Turning: one camera for all scenes of all figures.
-    var camera = null, turning = false, pending = null;
+    var camera = null, turning = false, pending = null, hand = null, settling = 0;
 
     function eye() {
       var a = sliders.azimuth.value * Math.PI / 180, e = Math.min(sliders.elevation.value, 89.9) * Math.PI / 180;
@@ -53,6 +53,7 @@
       camera = view;
       if (turning) { pending = [view, from, scene]; return; } // the last one is never lost
       turning = true;
+      hand = [from, scene];
       Promise.all(plots.map(function (plot) {
         if (!plot.data) return null;
         var update = {};
@@ -67,11 +68,17 @@
     function follow(plot) {
       return function (event) {
         var moved = Object.keys(event || {}).filter(function (key) { return /^scene[0-9]*\.camera$/.test(key); })[0];
-        if (!moved || turning) return;
-        var at = event[moved].eye;
+        if (!moved) return;
+        var scene = moved.split(".")[0], at = event[moved].eye;
+        if (turning && (plot !== hand[0] || scene !== hand[1])) return; // moved by us, not by a hand
         sliders.azimuth.value = Math.atan2(at.y, at.x) * 180 / Math.PI;
         sliders.elevation.value = Math.atan2(at.z, Math.hypot(at.x, at.y)) * 180 / Math.PI;
-        turn(event[moved], plot, moved.split(".")[0]);
+        turn(event[moved], plot, scene);
+        clearTimeout(settling);
+        settling = setTimeout(function () { // the scene under the hand still glides a little when the hand has stopped
+          var under = plot._fullLayout && plot._fullLayout[scene];
+          if (under && under._scene) turn(under._scene.getCamera(), plot, scene);
+        }, 300);
       };
     }
 
