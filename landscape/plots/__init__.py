@@ -13,6 +13,7 @@ from landscape.plots.saving import save
 from landscape.plots.scale import LossScale, loss_scale
 from landscape.plots.seeds import over_seeds
 from landscape.plots.sharpness import sharpness
+from landscape.plots.sliders import eigenvalues_slider, layers_slider, spectrum_slider, surface_slider, trajectory_slider
 from landscape.plots.spectra import spectra, spectrum
 from landscape.plots.speed import speed
 from landscape.plots.style import COLUMN, FULL, WIDE, Look, method_looks
@@ -33,7 +34,9 @@ __all__ = [
     "curvature",
     "descent",
     "eigenvalues",
+    "eigenvalues_slider",
     "generalization",
+    "layers_slider",
     "lines",
     "loss_scale",
     "measures",
@@ -47,10 +50,13 @@ __all__ = [
     "sharpness",
     "spectra",
     "spectrum",
+    "spectrum_slider",
     "speed",
     "surface3d",
+    "surface_slider",
     "surfaces3d",
     "traces",
     "training",
     "trajectory",
+    "trajectory_slider",
 ]
