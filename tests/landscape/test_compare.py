@@ -188,6 +188,7 @@ def in_a_process(folder: Path) -> None:
     landscape.compare(two_models(), F.cross_entropy, given(), out=folder, sizes=SIZES, test_data=given())
 
 
+@pytest.mark.slow  # four jobs
 def test_a_job_that_is_killed_three_times_goes_on_to_the_same_numbers(compared, tmp_path: Path) -> None:
     once, file = compared[0], tmp_path / "sgd.h5"
     held: dict[str, str] = {}
