@@ -1,6 +1,6 @@
 """Which methods converge on f(x) = ||x||^2 with a fixed radius? SAM and SAMPa do, up to steps of eta rho; RandSAM and OptSAM do not.
 
-    python analyses/convergence.py [--steps 1000] [--seeds 5] [--out analyses/results/convergence]
+    python analyses/convergence.py [--steps 1000] [--seeds 5] [--quick] [--out analyses/results/convergence]
 
 The toy problem of SAMPa's paper (Xie, Pethick, Cevher 2024, arXiv 2410.10683), in two dimensions from (1, 1), with rho 0.1 and three rules
 for eta. With a constant eta nobody gets closer to zero than its closed form says (`closed_form`); with a falling one SAM and SAMPa go on.
@@ -81,8 +81,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a few runs of a few steps, to see that all is well; not for reading")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "convergence")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.steps, arguments.seeds = 20, 1
     tail = slice(arguments.steps // 2, None)
     print(f"mean of ||grad f(x_t)||^2 over t >= {tail.start}; in brackets that of the closed form")
     for rule, (eta, falling) in RULES.items():

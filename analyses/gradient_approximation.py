@@ -1,6 +1,6 @@
 """How well does grad f(y_t) stand in for grad f(x_t) while SAMPa trains? A ResNet-20 of half the width on images of CIFAR-10.
 
-    python analyses/gradient_approximation.py --data-dir FOLDER [--out analyses/results/gradient_approximation]
+    python analyses/gradient_approximation.py --data-dir FOLDER [--quick] [--out analyses/results/gradient_approximation]
 
 FOLDER holds CIFAR-10 in its binary version; the committed result is from the re-encoded images, "CIFAR-10 (JPEG)". Before every fifth
 step both gradients are taken on the same batch and compared, overall and by layer. File: <out>/sampa.h5, with the training history.
@@ -10,6 +10,7 @@ Some five minutes on one core. Steps 40, 80, ... come after the eight images tha
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gradient_approximation")
+    parser.add_argument("--quick", action="store_true", help="a few runs of a few steps, to see that all is well; not for reading")
     arguments = parser.parse_args()
     config = recipe(arguments.data_dir)
+    if arguments.quick:
+        config = dataclasses.replace(config, epochs=6, train_examples=640, test_examples=128)
     hook = trace_hook(config, EVERY)
     result = sam_core.train(config, [hook])
     save_training(arguments.out / "sampa.h5", result, [hook])

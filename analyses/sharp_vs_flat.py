@@ -1,6 +1,6 @@
 """Is SGD's minimum really the sharper one? The demo's recipe over several seeds, four methods from the same start each.
 
-    python analyses/sharp_vs_flat.py [--seeds 0 1 2 3 4] [--out analyses/results/sharp_vs_flat]
+    python analyses/sharp_vs_flat.py [--seeds 0 1 2 3 4] [--quick] [--out analyses/results/sharp_vs_flat]
 
 Each run is trained on the digits, then the largest Hessian eigenvalue, the trace and m-sharpness are measured on all training examples.
 Files: <out>/<method>-<seed>.h5. Runs that are there already are not repeated.
@@ -23,8 +23,8 @@ from landscape.results import store
 SHARDS = (1, 16, 128)
 
 
-def study(method: str, seed: int, path: Path) -> None:
-    result = sam_core.train(recipe(method, seed=seed))
+def study(method: str, seed: int, epochs: int, path: Path) -> None:
+    result = sam_core.train(recipe(method, seed=seed, epochs=epochs))
     objective = landscape.Objective(result.model, cross_entropy, result.data.train.tensors())
     eigen = landscape.top_eigenpairs(objective, k=1, tol=1e-3, seed=seed)
     found = [
@@ -67,14 +67,17 @@ def numbers(path: Path) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--quick", action="store_true", help="a few runs of a few steps, to see that all is well; not for reading")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "sharp_vs_flat")
     arguments = parser.parse_args()
+    epochs = 1 if arguments.quick else 25
+    arguments.seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
     for seed in arguments.seeds:
         for method in METHODS:
             path = arguments.out / f"{method}-{seed}.h5"
             if not complete(path):
                 print(f"{method}, seed {seed}", flush=True)
-                study(method, seed, path)
+                study(method, seed, epochs, path)
     print(summary(arguments.out, arguments.seeds))
 
 

@@ -5,6 +5,7 @@ python figures/skip_connections.py
 
 from __future__ import annotations
 
+import numpy as np
 from curves import RESULTS, save
 
 import landscape
@@ -20,9 +21,11 @@ def main() -> None:
         final = run.attributes["config"]["final"]
         print(name, f"train loss {final['train_loss']:.3g}, test accuracy {final['test_accuracy']:.3f}")
         named[name] = run.surfaces["filter"]
-    save(plots.contours(named), "skip_connections")
-    save(plots.surfaces3d(named), "skip_connections_3d")
-    save(plots.surfaces3d(named, backend="plotly"), "skip_connections_3d")
+    every = np.concatenate([surface.loss.ravel() for surface in named.values()])
+    scale = plots.LossScale(every.min(), 200.0, True, every.min(), every.max())  # the deepest plain network reaches 10^8
+    save(plots.contours(named, scale=scale, width=plots.WIDE), "skip_connections")
+    save(plots.surfaces3d(named, scale=scale), "skip_connections_3d")
+    save(plots.surfaces3d(named, scale=scale, backend="plotly"), "skip_connections_3d")
 
 
 if __name__ == "__main__":
