@@ -154,6 +154,9 @@ class _Convolution(nn.Module):
             scale, shift = _scale_and_shift(self.norm[0])
             weight = weight * scale.view((-1,) + (1,) * (weight.ndim - 1))
             bias = shift if bias is None else torch.addcmul(shift, bias, scale)
+        if torch.is_autocast_enabled(x.device.type):  # folded in full precision, unknown to autocast
+            low = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
         return _Conv.apply(x, weight, bias, (self.stride, self.padding, self.dilation, self.groups))
 
 

@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
@@ -29,6 +29,7 @@ from landscape.provenance import command_line, device_name, library_version, nam
 from landscape.results.types import Cost, Provenance
 from landscape.stateless import (
     LossCall,
+    Lowered,
     form_of,
     recurrent_gradients,
     scalar,
@@ -223,12 +224,18 @@ class Objective:
         return loss / weight if self.reduction == "sum" else loss
 
     def bound(
-        self, params: Mapping[str, Tensor], form: Form = "plain", held: Held | None = None, overwrite: bool = False
+        self,
+        params: Mapping[str, Tensor],
+        form: Form = "plain",
+        held: Held | None = None,
+        overwrite: bool = False,
+        low: torch.dtype | None = None,
     ) -> Callable[[Any, int], tuple[Tensor, Any]]:
         """Return a function from (batch, its number) to (loss, outputs) that reads these very tensors: write into them to move.
 
         It equals `batch_loss_and_outputs(params, batch, held, form)` in a pass of `Batches.seeded`, without what that spends on putting
         parameters in place at every call. Tensors that require gradients get them, unless the network may `overwrite` what it has made.
+        With `low` the model computes in that dtype where it is safe (autocast), and the loss of outputs in ours.
         """
         model, held = self.caller(form).model, held or self.held()
         varied = {name: params[name] if params[name].requires_grad else params[name].detach() for name in self.names}
@@ -236,7 +243,11 @@ class Objective:
         replaced = {id(t): now[name] for tensors in (model.named_parameters(), model.named_buffers()) for name, t in tensors}
         skeleton = skeleton_of(model, self.batch_norm, replaced)
         network = (overwriting(skeleton) if overwrite else None) or skeleton
-        caller = LossCall(network, self._caller.loss[0], self.takes)
+        outputs_alone = low is not None and self.takes == "outputs"
+        caller = LossCall(
+            Lowered(network, low, self.dtype) if low is not None and outputs_alone else network, self._caller.loss[0], self.takes
+        )
+        whole = None if outputs_alone else low
         written = {id(b): b for b in held.written.values()}
         slots = [(module._buffers, key, id(b)) for module in skeleton.modules() for key, b in module._buffers.items() if id(b) in written]
 
@@ -246,7 +257,8 @@ class Objective:
                 fresh = {identity: b.clone() for identity, b in written.items()}
                 for buffers, key, identity in slots:
                     buffers[key] = fresh[identity]
-            loss, outputs = caller(images_last(batch) if form == "channels_last" else batch)
+            with nullcontext() if whole is None else torch.autocast(self.device.type, whole):
+                loss, outputs = caller(images_last(batch) if form == "channels_last" else batch)
             return (loss / self.weight(batch) if self.reduction == "sum" else loss), outputs
 
         return call

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from landscape.batches import is_pair, untouched_random_state
 
@@ -40,6 +40,21 @@ class LossCall(nn.Module):
         else:
             outputs = self.model(inputs)
         return scalar(self.loss[0](outputs, target)), outputs
+
+
+class Lowered(nn.Module):
+    """A model that computes in a lower precision where that is safe (`torch.autocast`), and returns what it finds in a higher one."""
+
+    def __init__(self, model: nn.Module, low: torch.dtype, high: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.low, self.high = model, low, high
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return the outputs of the model."""
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, self.low):
+            outputs = self.model(*inputs, **named)
+        return tree_map(lambda t: t.to(self.high) if isinstance(t, Tensor) and t.dtype == self.low else t, outputs)
 
 
 def scalar(loss: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 import sam_core
 from landscape import sharpness
-from landscape.cli.source import Source, check_one_model
+from landscape.cli.source import Source, check_one_model, resolve
 from landscape.curvature import hessian_trace, spectral_density, subsampled, top_eigenpairs
 from landscape.objective import Objective
 from landscape.results import store
 from landscape.results.types import Array, Result
 from landscape.results.types import Sharpness as SharpnessResult
-from landscape.surfaces import Plane, loss_surface, random_plane
+from landscape.results.types import Surface as SurfaceResult
+from landscape.surfaces import METRICS, Plane, loss_surface, random_plane
+from landscape.surfaces.metrics import Metric, check_metrics
 from sam_core.ranks import leads, started_as_group
 
 
@@ -168,6 +170,12 @@ class Surface:
     """Result file with one plane, from --save-plane or Plane.save: its directions through this model, or a plane of minima as it is."""
     save_plane: Path | None = None
     """Result file to keep the plane in, for the surfaces of other models."""
+    metrics: tuple[str, ...] = ()
+    """Measured in the same pass: error, top5, confidence, brier, margin, or your own as package.module:function of (outputs, target)."""
+    test_data: str | None = None
+    """Your own test data, package.module:factory, for --split both: the same surface on them too, kept as NAME-test."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16 lets the model compute in bfloat16 where that is safe; the error is measured, printed, and refused above 5 percent."""
 
     def run(self) -> None:
         """Measure, print and save; under torchrun the processes share the points, and the first one prints."""
@@ -181,29 +189,46 @@ class Surface:
             store.check_writable(self.save_plane)
         if not 0 < self.tolerance < 1:
             raise ValueError(f"--tolerance must be above 0 and below 1, got {self.tolerance}; --full evaluates all points")
-        objective = self.source.objective()
-        path = file_for(self.source, objective) if leads() else self.source.results_file()
+        if self.test_data is not None and self.source.split != "both":
+            raise ValueError("--test-data is for --split both")
+        metrics = metrics_named(self.metrics)
+        shared = None if self.plane is None else Plane.load(self.plane)
+        source = replace(self.source, split="train") if self.source.split == "both" else self.source
+        test_data = source.data_beside(self.test_data) if self.source.split == "both" else None
+        objective = source.objective()
+        path = file_for(source, objective) if leads() else source.results_file()
         loss_line(objective)
-        plane = self._plane(objective)
+        plane = self._plane(objective, source, shared)
         if self.save_plane is not None and leads():
             plane.save(self.save_plane)
         name = self.name or ("line" if self.line else "plane")
         y, tolerance = None if self.line else self.y, None if self.full else self.tolerance
-        surface = loss_surface(objective, plane, x=self.x, y=y, tolerance=tolerance, out=path, name=name, ranks=together)
-        print(f"{'surface':>12}  {surface.summary()}")
-        if surface.error_estimate is not None:
-            print(f"{'':>12}  {_interpolated(surface.status == surface.INTERPOLATED, surface.error_estimate, surface.loss)}")
-        print(f"{'':>12}  {surface.cost}\n{'saved in':>12}  {path}\ndraw it with: landscape plot {path}")
+        surface = loss_surface(
+            objective,
+            plane,
+            x=self.x,
+            y=y,
+            tolerance=tolerance,
+            out=path,
+            name=name,
+            ranks=together,
+            metrics=metrics,
+            test_data=test_data,
+            precision=None if self.precision == "float32" else self.precision,
+        )
+        _say_surface(surface, "surface")
+        if surface.test is not None:
+            _say_surface(surface.test, "on test data")
+        print(f"{'saved in':>12}  {path}\ndraw it with: landscape plot {path}")
 
-    def _plane(self, objective: Objective) -> Plane:
-        if self.plane is not None:
-            shared = Plane.load(self.plane)
+    def _plane(self, objective: Objective, source: Source, shared: Plane | None) -> Plane:
+        if shared is not None:
             return shared if shared.kind in ("pca", "minima") else shared.around(objective)
         normalize = None if self.normalize == "none" else self.normalize
         if self.like is None:
-            return random_plane(objective, normalize=normalize, seed=self.source.seed)
-        other = Source(**{**vars(self.source), "checkpoint": self.like}).objective()
-        return random_plane(other, normalize=normalize, seed=self.source.seed).around(objective)
+            return random_plane(objective, normalize=normalize, seed=source.seed)
+        other = Source(**{**vars(source), "checkpoint": self.like}).objective()
+        return random_plane(other, normalize=normalize, seed=source.seed).around(objective)
 
 
 @contextmanager
@@ -236,6 +261,46 @@ def loss_line(objective: Objective) -> None:
     objective.loss()  # stops here, and says where, if the loss is no number
     right = "" if math.isnan(accuracy) else f", accuracy {accuracy:.4f}"
     print(f"{'loss':>12}  {value:.6g}{right} on {objective.examples} examples, {objective.size:,} parameters")
+
+
+def metrics_named(names: tuple[str, ...]) -> dict[str, Metric]:
+    """Return metrics by their short names or as package.module:function.
+
+    Args:
+        names: of the command line.
+
+    Returns:
+        The functions by name.
+
+    Raises:
+        ValueError: there is no such metric, or two of one name.
+    """
+    found: dict[str, Metric] = {}
+    for name in names:
+        if name not in METRICS and ":" not in name:
+            raise ValueError(f"--metrics must be of {', '.join(METRICS)}, or package.module:function, got {name!r}")
+        function, short = (METRICS[name], name) if name in METRICS else (resolve(name), name.rpartition(":")[2])
+        if short in found:
+            raise ValueError(f"--metrics names {short} twice")
+        found[short] = function
+    return check_metrics(found)
+
+
+def _say_surface(surface: SurfaceResult, label: str) -> None:
+    """Print what a surface says, how far to trust it, and what it cost."""
+    lines = [surface.summary()]
+    if surface.error_estimate is not None:
+        lines.append(_interpolated(surface.status == surface.INTERPOLATED, surface.error_estimate, surface.loss))
+    for name, values in surface.metrics.items():
+        known = values[np.isfinite(values)]
+        lines.append(f"{name} {known.min():.4g} ... {known.max():.4g}" if len(known) else f"{name} is nowhere a number")
+    if "precision_error" in surface.plane:
+        error, bound = (100 * surface.plane[f"precision_{which}"] for which in ("error", "bound"))
+        lines.append(
+            f"{surface.plane['precision']}: off by {error:.2g} % at most where looked at, {bound:.2g} % expected at most elsewhere"
+        )
+    lines.append(str(surface.cost))
+    print("\n".join(f"{label if i == 0 else '':>12}  {line}" for i, line in enumerate(lines)))
 
 
 def _interpolated(between: NDArray[np.bool_], estimate: Array, loss: Array) -> str:

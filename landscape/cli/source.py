@@ -37,8 +37,8 @@ class Source:
     """Your own data: package.module:factory, returns (inputs, targets), a DataLoader or a list of batches."""
     loss: str = "cross_entropy"
     """cross_entropy, mse, or your own as package.module:function, called as loss(outputs, target) or loss(model, batch)."""
-    split: Literal["train", "test"] = "train"
-    """Which part of the checkpoint's data set to measure on."""
+    split: Literal["train", "test", "both"] = "train"
+    """Which part of the checkpoint's data set to measure on; both is for `landscape surface`, and gives two."""
     data_dir: Path | None = None
     """Where the checkpoint's data set lies now, if it has moved."""
     examples: int | None = None
@@ -65,6 +65,8 @@ class Source:
         Raises:
             ValueError: a file, factory or option is not what it should be.
         """
+        if self.split == "both":
+            raise ValueError("--split both is for landscape surface: give train or test")
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"--examples must be at least 1, got {self.examples}")
         device = device_named(self.device)
@@ -72,8 +74,7 @@ class Source:
             model, data, loss = self._from_checkpoint()
         else:
             model, data, loss = self._from_factories()
-        if self.examples is not None and (self.model is not None or self.data is not None):
-            data = first_examples(data, self.examples)
+        data = self._cut(data)
         return Objective(
             model.to(device),
             loss,
@@ -91,6 +92,30 @@ class Source:
         if self.checkpoint is None:
             return Path("run.h5")
         return (self.checkpoint if self.checkpoint.is_dir() else self.checkpoint.parent) / "run.h5"
+
+    def data_beside(self, test_data: str | None) -> Any:
+        """Return the test data of the checkpoint's data set, or your own: package.module:factory.
+
+        Args:
+            test_data: your own; None for the checkpoint's.
+
+        Returns:
+            Data that an objective takes.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if test_data is not None:
+            return dataclasses.replace(self, data=test_data)._cut(load(test_data))
+        if self.model is not None or self.data is not None:
+            raise ValueError("--split both with data of your own needs --test-data package.module:factory too")
+        return dataclasses.replace(self, split="test")._from_checkpoint()[1]
+
+    def _cut(self, data: Any) -> Any:
+        """Return data of the user's own cut to --examples; those of a checkpoint come so."""
+        return (
+            first_examples(data, self.examples) if self.examples is not None and (self.model is not None or self.data is not None) else data
+        )
 
     def _from_checkpoint(self) -> tuple[nn.Module, Any, Callable[..., Tensor]]:
         if self.checkpoint is None:

@@ -142,7 +142,7 @@ def pack_partial(name: str, arrays: Mapping[str, Any], state: Mapping[str, Any])
     grid = tuple(axes.values())
     blank = np.full(grid, np.nan)
     source: dict[str, Any] = {"y": None, "loss": blank, "accuracy": blank, "stderr": blank, "status": np.zeros(grid, np.uint8)}
-    source["error_estimate"] = None
+    source |= dict.fromkeys(("error_estimate", "metric_names", "metric_values"))
     known = {v.field for v in layout.variables}
     datasets = _datasets(layout, source | {key: given[key] for key in given if key in known}, None, "arrays")
     allowed: dict[tuple[int, ...], tuple[str, ...]] = {(length,): (axis,) for axis, length in axes.items()}

@@ -224,6 +224,8 @@ LAYOUTS: tuple[Layout, ...] = (
             Variable("stderr", "stderr", GRID, "standard error of the mean loss"),
             Variable("status", "status", GRID, "how the point came about", kind="status", meanings=STATUS_MEANINGS),
             Variable("error_estimate", "error_estimate", GRID, "estimated error of the interpolated loss", optional=True),
+            Variable("metric", "metric_names", ("metric",), "name of the metric", kind="text", optional=True),
+            Variable("metrics", "metric_values", ("metric", *GRID), "mean of a further metric over the examples", optional=True),
         ),
         (Attribute("plane", "json", "how the directions were made: kind, normalization, seed, norms, cosine, hash"),),
         named=True,

@@ -170,6 +170,16 @@ class Surface(Result):
     status: NDArray[np.uint8]  # like loss
     plane: dict[str, Any]  # how the directions were made: kind, normalize, seed, norms, cosine, sha256
     error_estimate: Array | None = None  # like loss, of |loss - true loss| where it is interpolated, 0 where evaluated; None if all are
+    metric_names: tuple[str, ...] | None = None  # of the m further metrics; None if there are none
+    metric_values: Array | None = None  # (m, *like loss)
+    test: Surface | None = None  # the same on test data, where it was asked for; in files a surface of its own, `name`-test
+
+    @property
+    def metrics(self) -> dict[str, Array]:
+        """The further metrics by name, each like loss."""
+        return (
+            {} if self.metric_names is None or self.metric_values is None else dict(zip(self.metric_names, self.metric_values, strict=True))
+        )
 
     def summary(self) -> str:
         """Return the shape, the range of the loss with the standard errors there, and what was not evaluated."""

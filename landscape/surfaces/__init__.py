@@ -4,12 +4,14 @@ from landscape.surfaces.alignment import aligned
 from landscape.surfaces.connection import Connection, connect_modes
 from landscape.surfaces.directions import Plane, gaussian_draws, normalized, random_plane
 from landscape.surfaces.grid import loss_surface
+from landscape.surfaces.metrics import METRICS
 from landscape.surfaces.paths import linear_path
 from landscape.surfaces.persistence import Basin, persistence
 from landscape.surfaces.planes import eigen_plane, minima_plane, pca_plane
 from landscape.surfaces.trajectory import around_coordinates, loss_trajectory
 
 __all__ = [
+    "METRICS",
     "Basin",
     "Connection",
     "Plane",

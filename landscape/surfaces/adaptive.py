@@ -81,6 +81,7 @@ class Filled(NamedTuple):
     accuracy: Array
     stderr: Array
     error_estimate: Array  # of the loss: 0 where it was evaluated
+    metrics: Array  # (m, points)
 
 
 class _Guess(NamedTuple):
@@ -138,30 +139,32 @@ class Refinement:
                 return self._chosen(guess, evaluated), int(bad.sum()) * step ** len(self.shape)
         return np.empty(0, dtype=np.intp), 0
 
-    def fill(self, evaluated: Mask, loss: Array, accuracy: Array, stderr: Array) -> Filled:
+    def fill(self, evaluated: Mask, loss: Array, accuracy: Array, stderr: Array, metrics: Array | None = None) -> Filled:
         """Interpolate what has not been evaluated.
 
-        Accuracies take the weights of the losses and are cut to [0, 1]; they are steps, not smooth, so less exact. Standard errors are
-        interpolated in their logarithm.
+        Accuracies and other metrics take the weights of the losses and are cut to [0, 1] and to the range that was found; they are steps,
+        not smooth, so less exact. Standard errors are interpolated in their logarithm.
 
         Args:
             evaluated: (points,) which points have been.
             loss: (points,) their losses, NaN where they are not finite and where they have not been evaluated.
             accuracy: (points,) their accuracies.
             stderr: (points,) their standard errors.
+            metrics: (m, points) further numbers.
 
         Returns:
             The whole grid; NaN also where all evaluated points nearby are.
         """
         estimate = np.zeros(len(loss))
-        filled = Filled(loss.copy(), accuracy.copy(), stderr.copy(), estimate)
+        metrics = np.empty((0, len(loss))) if metrics is None else metrics
+        filled = Filled(loss.copy(), accuracy.copy(), stderr.copy(), estimate, metrics.copy())
         known = np.flatnonzero(evaluated & np.isfinite(loss))
         guess = self._guess(evaluated, loss, ~evaluated) if not evaluated.all() else None
         estimate[np.isnan(loss)] = np.nan
         if guess is None:
             return filled
         scale, of_stderr = Scale.of(loss[known]), Scale.of(np.nan_to_num(stderr[known], nan=1.0))
-        columns = np.stack([scale.forth(loss[known]), accuracy[known], of_stderr.forth(stderr[known])], axis=1)
+        columns = np.stack([scale.forth(loss[known]), accuracy[known], of_stderr.forth(stderr[known]), *metrics[:, known]], axis=1)
         sure = ~np.isnan(guess.errors)
         places = guess.places[sure]
         coordinates = self._coordinates()
@@ -170,6 +173,8 @@ class Refinement:
         filled.loss[places] = scale.back(values[:, 0])
         filled.accuracy[places] = np.clip(values[:, 1], 0, 1)
         filled.stderr[places] = np.maximum(of_stderr.back(values[:, 2]), 0)
+        for row, column, found in zip(filled.metrics, columns.T[3:], values.T[3:], strict=True):
+            row[places] = np.clip(found, column.min(), column.max())
         estimate[places] = scale.error(filled.loss[places], guess.errors[sure])
         return filled
 

@@ -8,8 +8,8 @@ hold the standard errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from landscape.batches import Batches
 from landscape.objective import Objective
-from landscape.results import store
-from landscape.results.types import Cost, Surface
-from landscape.stateless import undisturbed
-from landscape.surfaces.adaptive import Refinement
+from landscape.results.types import Surface
+from landscape.surfaces.computing import Asked, Computation
 from landscape.surfaces.directions import Plane
-from landscape.surfaces.growing import Growing
-from landscape.surfaces.over_ranks import Dealer
-from landscape.surfaces.points import WORTH_COMPARING, Evaluator, Point, evaluator, fastest_evaluator
-from landscape.surfaces.resume import Keeper
+from landscape.surfaces.metrics import Metric, check_metrics
+from landscape.surfaces.precision import PRECISIONS
 from landscape.surfaces.weights import statistics_names
 
 Axis = tuple[float, float, int]
@@ -42,6 +39,9 @@ def loss_surface(
     *,
     tolerance: float | None = None,
     statistics: Literal["keep", "recompute"] = "keep",
+    metrics: Mapping[str, Metric] | None = None,
+    test_data: Any = None,
+    precision: Literal["bf16"] | None = None,
     out: str | Path | None = None,
     name: str = "surface",
     resume: bool = True,
@@ -72,6 +72,14 @@ def loss_surface(
             all points.
         statistics: of batch norm in evaluation mode. "keep" has those of the model at every point; "recompute" computes them on the
             objective's data at each, as in training, for one more forward pass: curves are flatter then (see docs/surfaces.md).
+        metrics: further numbers of the same pass, functions by name: (outputs, target) of a batch to the mean over its examples, such as
+            those of `landscape.surfaces.METRICS`. `.metrics[name]` is like the loss; interpolated like accuracy, within the range found.
+        test_data: further data, or an objective of the same model: `.test` is the surface of the same loss on them, at the points where
+            the first was evaluated, and with a tolerance at those that the test loss itself needs then to meet it. Statistics are still
+            those of the objective's data. In the file it is a surface of its own, `name`-test.
+        precision: "bf16" lets a float32 model compute in bfloat16 where that is safe (`torch.autocast`), its outputs' loss in float32.
+            `.plane["precision_error"]` is then the largest relative difference to float32 at corners, middle, the lowest losses and some of
+            every size, on all of the data; `["precision_bound"]` is 2.5 times that and covers 95 % of all points or more.
         out: result file in which the surface is kept while it grows, and in the end. None keeps nothing.
         name: of the surface in that file.
         resume: go on with a surface of this name in the file, or return it if it is complete (a more exact one too); False overwrites it.
@@ -84,7 +92,8 @@ def loss_surface(
         The surface: `.loss[j, i]` is the loss at (x[i], y[j]); `.status` tells which were evaluated, `.cost.forwards` how many.
 
     Raises:
-        ValueError: a grid, tolerance, name or plane that cannot be, or a file that holds another surface under this name.
+        ValueError: a grid, tolerance, name, metric or plane that cannot be, a file that holds another surface under this name, or a
+            precision whose bound is above 5 %.
     """
     xs, ys = _coordinates("x", x), None if y is None else _coordinates("y", y)
     if ys is not None and len(plane.directions) < 2:
@@ -101,73 +110,56 @@ def loss_surface(
     if not (isinstance(save_every, Real) and save_every >= 0):
         raise ValueError(f"save_every must be a number of seconds, got {save_every!r}")
     _check_place(objective, plane, statistics)
-    dealer = Dealer() if ranks else None
-    if dealer is not None and not dealer.leads:
-        out = None
-    if out is not None:
-        store.check_writable(out)
-    provenance = objective.provenance(plane.seed)
-    loss_function = objective.loss_function
-    description = plane.describe() | {
-        "batch_size": objective.batches.batch_size,
-        "loss_function": getattr(loss_function, "__qualname__", type(loss_function).__qualname__),
-    }
-    if statistics != "keep":
-        description["statistics"] = statistics
-    if tolerance is not None:
-        description["tolerance"] = float(tolerance)
-    keeper = None if out is None else Keeper(out, name, xs, ys, description, provenance, save_every)
-    finished, begun = keeper.found() if keeper is not None and resume else (None, None)
-    if dealer is not None:
-        finished, begun = dealer.agreed((finished, begun))
-    if finished is not None:
-        return finished
-    points = [(float(a), float(b)) for b in ((0.0,) if ys is None else ys) for a in xs]
-    refinement = None if tolerance is None else Refinement(xs, ys, float(tolerance))
-    dimensions = 1 if ys is None else 2
-    with undisturbed(objective.device):
-        way, evaluate = (begun.way if begun is not None else statistics), None
-        if begun is None and statistics == "keep":
-            way, evaluate = _chosen(objective, plane, dimensions, points, len(points) if refinement is None else len(points) // 5)
-        description["way"] = way if dealer is None else dealer.agreed(way)
-        if evaluate is None or description["way"] != way:
-            evaluate = evaluator(objective, plane, dimensions, description["way"])
-        growing = Growing(objective, points, evaluate, refinement, begun, dealer)
-        growing.run(keeper, progress, name)
-    evaluated, (loss, accuracy, stderr), estimate = growing.evaluated, growing.results(), None
-    status = np.where(np.isnan(loss), Surface.FAILED, Surface.EVALUATED)
-    if refinement is not None:
-        status[~evaluated] = Surface.INTERPOLATED
-        loss, accuracy, stderr, estimate = refinement.fill(evaluated, loss, accuracy, stderr)
-    shape = (len(xs),) if ys is None else (len(ys), len(xs))
-    loss, accuracy, stderr = (values.reshape(shape) for values in (loss, accuracy, stderr))
-    passes = 2 if statistics == "recompute" else 1
-    cost = Cost(forwards=float(passes * evaluated.sum()), seconds=growing.seconds)
-    surface = Surface(
-        name,
-        xs,
-        ys,
-        loss,
-        accuracy,
-        stderr,
-        status.astype(np.uint8).reshape(shape),
-        description,
-        None if estimate is None else estimate.reshape(shape),
-        cost=cost,
-        provenance=provenance,
-    )
-    if keeper is not None:
-        keeper.finish(surface)
-    return surface
+    chosen = check_metrics(metrics)
+    _check_precision(objective, precision, statistics)
+    asked = Asked(plane, xs, ys, tolerance, statistics, chosen, precision)
+    options: dict[str, Any] = {"resume": resume, "save_every": save_every, "ranks": ranks}
+    computation, test = Computation(objective, asked, name, out, **options), None
+    if test_data is not None:
+        on_test = _on(objective, test_data)
+        where = objective.batches if statistics == "recompute" else None
+        test = Computation(on_test, asked, f"{name}-test", out, statistics_data=where, **options)
+    surface = computation.run(progress)
+    if test is None:
+        return surface
+    return replace(surface, test=test.run(progress, np.flatnonzero(surface.status != Surface.INTERPOLATED)))
 
 
-def _chosen(objective: Objective, plane: Plane, dimensions: int, points: Sequence[Point], evaluated: int) -> tuple[str, Evaluator]:
-    """Return the way in which about `evaluated` points are evaluated, measured on the first batch where there are many of them."""
-    evaluations = evaluated * objective.examples / max(1, objective.batches.batch_size)
-    if evaluations < WORTH_COMPARING:
-        return "plain", evaluator(objective, plane, dimensions, "plain")
-    with closing(objective.batches.seeded()) as batches:
-        return fastest_evaluator(objective, plane, dimensions, next(batches)[1], points, evaluations)[:2]
+def _on(objective: Objective, test_data: Any) -> Objective:
+    """Return the same loss of the same model on test data."""
+    if isinstance(test_data, Objective):
+        differ = [
+            words
+            for words, one, other in (
+                ("weights", objective.parameter_sha256, test_data.parameter_sha256),
+                ("choices of parameters", objective.names, test_data.names),
+                ("dtypes", objective.dtype, test_data.dtype),
+                ("devices", objective.device, test_data.device),
+                ("batch-norm modes", objective.batch_norm, test_data.batch_norm),
+            )
+            if one != other
+        ]
+        if differ:
+            raise ValueError(f"test_data is an objective of its own, and its {' and '.join(differ)} differ from those of objective")
+        return test_data
+    try:
+        batches = objective.batches
+        return objective.on(Batches(test_data, batch_size=batches.batch_size or None, device=batches.device, dtype=batches.dtype))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"test_data: {error}") from error
+
+
+def _check_precision(objective: Objective, precision: object, statistics: str) -> None:
+    if precision is None:
+        return
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be None or {' or '.join(map(repr, PRECISIONS))}, got {precision!r}")
+    if objective.dtype != torch.float32:
+        raise ValueError(
+            f"precision={precision!r} lowers float32, and the objective computes in {str(objective.dtype).removeprefix('torch.')}"
+        )
+    if statistics == "recompute":
+        raise ValueError(f"precision={precision!r} is there for statistics='keep' only: running statistics are computed in full precision")
 
 
 def _coordinates(which: str, axis: Any) -> NDArray[np.float64]:

@@ -32,7 +32,8 @@ _SHARE = 6  # of the points of a grid one is evaluated where there is a toleranc
 class Growing:
     """Sums over the batches done so far, for every point, and the place up to which they are complete.
 
-    Points are evaluated in rounds, one pass over the data each: all in the first one without a `refinement`.
+    Points are evaluated in rounds, one pass over the data each: all in the first one without a `refinement`, else `first`, or those with
+    which the rule begins. Below the sums of the loss lie those of so many further `metrics`.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class Growing:
         refinement: Refinement | None,
         begun: State | None,
         dealer: Dealer | None = None,
+        metrics: int = 0,
+        first: Indices | None = None,
     ) -> None:
         self._dealer = dealer
         self._objective, self._points, self._evaluate, self._refinement = objective, points, evaluate, refinement
-        self._sums = torch.zeros(len(SUMS), len(points), dtype=torch.float64, device=objective.device)
+        self._sums = torch.zeros(len(SUMS) + metrics, len(points), dtype=torch.float64, device=objective.device)
         self._rounds = np.zeros(len(points), dtype=np.int64)  # in which round a point is evaluated, from 1; 0 for in none so far
         self._at, self._seconds_before = (1, 0, 0), 0.0  # round, batch, how many points of the round are done on it
         if begun is not None:
@@ -54,7 +57,7 @@ class Growing:
             self._at, self._seconds_before = (begun.round, begun.batch, begun.point), begun.seconds
             self._rounds[:] = np.where(begun.rounds <= begun.round, begun.rounds, 0)
         else:
-            self._rounds[slice(None) if refinement is None else refinement.first()] = 1
+            self._rounds[slice(None) if refinement is None else refinement.first() if first is None else first] = 1
         self._started = time.perf_counter()
         self._undo: tuple[tuple[int, int, int], torch.Tensor, torch.Tensor] | None = None
         self._weights: list[float] = []  # of the batches
@@ -155,7 +158,7 @@ class Growing:
         left = set(range(len(pieces)))
 
         def collect(i: int) -> None:
-            values = torch.from_numpy(dealer.taken(f"{number}/{i}", (len(SUMS), len(pieces[i]))))
+            values = torch.from_numpy(dealer.taken(f"{number}/{i}", (len(self._sums), len(pieces[i]))))
             self._sums[:, torch.from_numpy(pieces[i]).to(self._objective.device)] = values.to(self._objective.device)
             left.discard(i)
             bar.update(before + len(places) - sum(len(pieces[j]) for j in left) - bar.n)
@@ -175,7 +178,7 @@ class Growing:
             if keeper is not None:
                 keeper.save(lambda: self._dealt_state(np.concatenate([pieces[j] for j in left] or [places[:0]])), now=True)
             raise
-        found = torch.from_numpy(dealer.taken(f"{number}/all", (len(SUMS), len(places))))
+        found = torch.from_numpy(dealer.taken(f"{number}/all", (len(self._sums), len(places))))
         self._sums[:, torch.from_numpy(places).to(self._objective.device)] = found.to(self._objective.device)
         self._at = (number, len(self._weights), 0)
 
@@ -192,7 +195,7 @@ class Growing:
         return self._sums[:, on_device].cpu().numpy()
 
     def _portion(self, batch: Any, n: float, points: Sequence[Point], places: torch.Tensor) -> None:
-        loss, right = self._evaluate(batch, self._at[1], points)
+        loss, right, metrics = self._evaluate(batch, self._at[1], points)
         sums = self._sums[:, places]
         self._undo = (self._at, places, sums.clone())
         if self._at[1] == 0:
@@ -202,12 +205,14 @@ class Growing:
         sums[2] += n * n * away
         sums[3] += n * n * away**2
         sums[4] += math.nan if right is None else right
+        if metrics is not None:
+            sums[len(SUMS) :] += count_examples(batch) * metrics
         self._sums[:, places] = sums
         self._at = (*self._at[:2], self._at[2] + len(points))
 
-    def results(self) -> tuple[Array, Array, Array]:
-        """Return loss, accuracy and standard error of the points; NaN where the loss is not finite or was not evaluated."""
-        first, linear, weighted, squared, right = self._sums.cpu().numpy()
+    def results(self) -> tuple[Array, Array, Array, Array]:
+        """Return loss, accuracy, standard error and metrics (m, points); NaN where the loss is not finite or was not evaluated."""
+        first, linear, weighted, squared, right, *further = self._sums.cpu().numpy()
         with np.errstate(invalid="ignore", over="ignore"):
             weights = np.array(self._weights)
             mean = linear / weights.sum()
@@ -216,4 +221,6 @@ class Growing:
             accuracy = np.where(np.isfinite(loss), right / self._examples, np.nan)
             spread = np.maximum(squared - 2 * mean * weighted + mean**2 * (weights**2).sum(), 0)
             stderr = spread_to_stderr(weights) * np.sqrt(spread)
-        return loss, accuracy, np.where(np.isfinite(loss), stderr, np.nan)
+            metrics = np.array(further).reshape(len(further), len(loss)) / self._examples
+            metrics = np.where(np.isfinite(loss) & np.isfinite(metrics), metrics, np.nan)
+        return loss, accuracy, np.where(np.isfinite(loss), stderr, np.nan), metrics

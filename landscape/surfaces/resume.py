@@ -13,16 +13,19 @@ from numpy.typing import NDArray
 from landscape.provenance import same_loss
 from landscape.results import store
 from landscape.results.types import Array, Provenance, Surface
+from landscape.surfaces.metrics import same_metrics
 
 # What is summed over batches for every point, with n the weight of a batch, L its loss and L_0 that of the first batch. Relative to L_0
 # the squares do not cancel where losses are large and alike.
 SUMS = ("first_loss", "n_loss", "nn_loss", "nn_loss_squared", "right_answers")  # L_0, n (L - L_0), n^2 (L - L_0), n^2 (L - L_0)^2
 
+_METRICS = "metric_sums"  # n times each metric, n the number of examples
+
 
 class State(NamedTuple):
     """How far a surface has come: in round `round`, batches before `batch` are done, and that one for the points before `point`."""
 
-    sums: Array  # (5, points)
+    sums: Array  # (5 and one for each metric, points)
     rounds: NDArray[np.int64]  # (points,) in which round a point is evaluated, from 1; 0 for in none so far
     round: int
     batch: int
@@ -44,6 +47,9 @@ _WORDS = {
     "statistics": "running statistics",
     "varied": "choices of parameters",
     "loss_function": "loss functions",
+    "metrics": "metrics",
+    "precision": "precisions",
+    "statistics_data": "data of the running statistics",
     "dtype": "dtypes",
     "device": "devices",
 }
@@ -66,6 +72,9 @@ def identity(x: Array, y: Array | None, plane: dict[str, Any], provenance: Prove
         "varied": provenance.varied_sha256,
         "loss_at_parameters": provenance.loss_at_parameters,
         "loss_function": plane["loss_function"],
+        "metrics": plane.get("metrics", {}),
+        "precision": plane.get("precision"),
+        "statistics_data": plane.get("statistics_data"),
         "dtype": provenance.dtype,
         "device": provenance.device,
     }
@@ -98,6 +107,7 @@ class Keeper:
         else:
             assert isinstance(surface, Surface)
             found = identity(surface.x, surface.y, surface.plane, surface.provenance)
+            found["metrics"] = {name: found["metrics"][name] for name in self._identity["metrics"] if name in found["metrics"]}
             differ = self._differing(found | {"tolerance": self._enough(found["tolerance"])})
             if not differ:
                 return surface, None
@@ -107,6 +117,8 @@ class Keeper:
             differ = self._differing(attributes["identity"])
             if not differ:
                 sums = np.stack([arrays[name].reshape(-1) for name in SUMS])
+                if self._identity["metrics"]:
+                    sums = np.concatenate([sums, arrays[_METRICS].reshape(-1, sums.shape[1])])
                 rounds = arrays.get("round", np.ones(self._shape, dtype=np.int64)).reshape(-1)
                 batch, point, seconds = (attributes[key] for key in ("batch", "point", "seconds"))
                 way = attributes["plane"].get("way", "plain")
@@ -124,7 +136,9 @@ class Keeper:
         return asked if tolerance is None or (asked is not None and tolerance <= asked) else tolerance
 
     def _differing(self, other: dict[str, Any]) -> list[str]:
-        found = [words for what, words in _WORDS.items() if other.get(what) != self._identity[what]]
+        found = [words for what, words in _WORDS.items() if what != "metrics" and other.get(what) != self._identity[what]]
+        if not same_metrics(other.get("metrics", {}), self._identity["metrics"]):
+            found.append(_WORDS["metrics"])
         # Functions of one name: by what they give. Other data or weights give other numbers of themselves.
         one, two = (Provenance(loss_at_parameters=i.get("loss_at_parameters"), dtype=i["dtype"]) for i in (self._identity, other))
         return found if found or same_loss(one, two) else [_WORDS["loss_function"]]
@@ -134,11 +148,18 @@ class Keeper:
         if not now and time.perf_counter() - self._saved_at < self._every:
             return
         values = state()
-        arrays = {"x": self._x, "y": self._y} | {name: row.reshape(self._shape) for name, row in zip(SUMS, values.sums, strict=True)}
+        arrays = {"x": self._x, "y": self._y} | {name: row.reshape(self._shape) for name, row in zip(SUMS, values.sums, strict=False)}
+        if self._identity["metrics"]:
+            arrays[_METRICS] = values.sums[len(SUMS) :].reshape(-1, *self._shape)
         arrays["round"] = values.rounds.reshape(self._shape)
         where = {"round": values.round, "batch": values.batch, "point": values.point, "seconds": values.seconds}
         store.save_partial(self._path, self._name, arrays, {"plane": self._plane, "identity": self._identity, **where})
         self._saved_at = time.perf_counter()
+
+    def discard(self) -> None:
+        """Remove the growing surface: it will never be one."""
+        if store.load_partial(self._path, self._name) is not None:
+            store.remove_partial(self._path, self._name)
 
     def finish(self, surface: Surface) -> None:
         """Put the complete surface in place of the growing one."""

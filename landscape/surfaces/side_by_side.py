@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from landscape.batches import seed_everything
 from landscape.objective import Objective
+from landscape.surfaces.found import Found, joined
+from landscape.surfaces.metrics import METRICS, Metric
 
 Point = tuple[float, float]
 _NUMBERS = 2**26  # of all threads' copies of the parameters
@@ -21,18 +22,21 @@ _NUMBERS = 2**26  # of all threads' copies of the parameters
 class Loop(Protocol):
     """Evaluates points one after another, on tensors of its own."""
 
-    def __call__(self, batch: Any, index: int, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
-        """Return losses, and how many are right."""
+    def __call__(self, batch: Any, index: int, points: Sequence[Point]) -> Found:
+        """Return what is found."""
         ...
 
 
-def threads_for(objective: Objective) -> int:
+def threads_for(objective: Objective, metrics: Sequence[Metric] = ()) -> int:
     """Return how many points may be evaluated at the same time; 1 where it is not known to be safe, or cannot pay.
 
-    The loss must be one of PyTorch's, as others may keep things between calls; the copies of the model share nothing but their buffers.
+    The loss must be one of PyTorch's, and metrics ours, as others may keep things between calls; the copies of the model share nothing but
+    their buffers.
     """
     loss = objective.loss_function
     kind = (getattr(loss, "__module__", None) or "") if not isinstance(loss, torch.nn.Module) else type(loss).__module__
+    if not set(metrics) <= set(METRICS.values()):
+        return 1
     if objective.device.type != "cpu" or objective.takes != "outputs" or not kind.startswith("torch.") or objective.held().written:
         return 1
     return max(1, min(torch.get_num_threads(), _NUMBERS // max(1, objective.size)))
@@ -62,11 +66,11 @@ class SideBySide:
         self._loops = loops
         self.width = len(loops)
 
-    def __call__(self, batch: Any, index: int, points: Sequence[Point]) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batch: Any, index: int, points: Sequence[Point]) -> Found:
         """Evaluate shares of the points at the same time."""
         bounds = np.linspace(0, len(points), min(self.width, len(points)) + 1).round().astype(int).tolist()
         shares = [points[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
-        found: list[tuple[Tensor, Tensor | None] | BaseException] = [AssertionError("not evaluated")] * len(shares)
+        found: list[Found | BaseException] = [AssertionError("not evaluated")] * len(shares)
 
         def evaluate(i: int) -> None:
             try:
@@ -86,12 +90,12 @@ class SideBySide:
             for thread in others:
                 thread.join()
             torch.set_num_threads(threads)
+        shown: list[Found] = []
         for each in found:
             if isinstance(each, BaseException):
                 raise each
-        losses, rights = zip(*found, strict=True)
-        known = [right for right in rights if right is not None]
-        return torch.cat(losses), torch.cat(known) if len(known) == len(rights) else None
+            shown.append(each)
+        return joined(shown)
 
 
 def shared_out(build: Callable[[], Loop], threads: int) -> Loop:

@@ -21,6 +21,8 @@ from landscape.batches import untouched_random_state
 from landscape.objective import Objective
 from landscape.stateless import skeleton_of
 from landscape.surfaces.directions import Plane
+from landscape.surfaces.found import Found
+from landscape.surfaces.metrics import Metric, measured
 
 # Functions of single numbers: the same on stacked points.
 _MODULES = (
@@ -113,10 +115,22 @@ class Together:
         dimensions: 1 on a line.
         layers: of the network, from `chain_of`.
         sigmoids: compute tanh by sigmoids, which is four times as fast on a CPU, to 2e-7 (absolute).
+        metrics: what is measured beside the loss.
+        low: dtype of the products, where it is lower than that of the parameters.
     """
 
-    def __init__(self, objective: Objective, plane: Plane, dimensions: int, layers: Sequence[Layer], sigmoids: bool = False) -> None:
-        self._objective = objective
+    def __init__(
+        self,
+        objective: Objective,
+        plane: Plane,
+        dimensions: int,
+        layers: Sequence[Layer],
+        *,
+        sigmoids: bool = False,
+        metrics: tuple[Metric, ...] = (),
+        low: torch.dtype | None = None,
+    ) -> None:
+        self._objective, self._metrics, self._low = objective, metrics, low
         self._layers = [replace(layer, function=_tanh) if sigmoids and layer.function is torch.tanh else layer for layer in layers]
         held = objective.held().fixed
         directions = plane.directions[:dimensions]
@@ -136,7 +150,7 @@ class Together:
         self._is_cross_entropy = objective.loss_function is F.cross_entropy and objective.reduction == "mean"
         self._first: tuple[int, int, Tensor] | None = None  # of which batch, and its products with the first layer
 
-    def __call__(self, batch: Any, index: int, points: Sequence[tuple[float, float]]) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batch: Any, index: int, points: Sequence[tuple[float, float]]) -> Found:
         """Evaluate groups of points."""
         inputs, target = batch
         x = inputs.flatten(1)
@@ -144,6 +158,7 @@ class Together:
         classes = self._classes_of(target)
         losses: list[Tensor] = []
         rights: list[Tensor | None] = []
+        further: list[Tensor] = []
         for start in range(0, len(points), size):
             outputs = self._outputs(x, index, points[start : start + size])
             classified = classes is not None and outputs.shape[1] > 1
@@ -155,8 +170,11 @@ class Together:
                 rights.append(_right(outputs, classes))
             else:
                 rights.append(_stacked([self._objective.batch_correct(o.mT, batch) for o in outputs.unbind()]))
+            if self._metrics:
+                further.append(torch.stack([measured(self._metrics, o.mT, target, x.device) for o in outputs.unbind()], 1))
         known = [right for right in rights if right is not None]
-        return torch.cat(losses).double(), torch.cat(known).double() if len(known) == len(rights) else None
+        right = torch.cat(known).double() if len(known) == len(rights) else None
+        return Found(torch.cat(losses).double(), right, torch.cat(further, 1) if further else None)
 
     def _classes_of(self, target: Any) -> Tensor | None:
         """Return targets that are classes, as `batch_correct` sees it."""
@@ -176,11 +194,13 @@ class Together:
             weight, bias = part
             if h is None:
                 h = (at @ self._products(x, index, weight, bias).flatten(1)).view(len(points), -1, len(x))
+                h = h if self._low is None else h.to(self._low)
                 continue
-            w = (at @ weight.flatten(1)).view(len(points), *weight.shape[1:])
-            h = torch.bmm(w, h) if bias is None else torch.baddbmm((at @ bias)[..., None], w, h)
+            # Points are formed in full precision: only products are not.
+            w = (at @ weight.flatten(1)).view(len(points), *weight.shape[1:]).to(h.dtype)
+            h = torch.bmm(w, h) if bias is None else torch.baddbmm((at @ bias)[..., None].to(h.dtype), w, h)
         assert h is not None
-        return h
+        return h if self._low is None else h.to(at.dtype)
 
     def _products(self, x: Tensor, index: int, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return (1 + dimensions, h, n): the first layer at the origin and along the directions, once for a batch."""

@@ -110,7 +110,7 @@ def every() -> list[Result]:
         sharpness(rho=0.1),
         dataclasses.replace(sharpness(rho=0.2), settings={"data": "é", "steps": 3, "seed": None}, steps=odd(3)),
         surface(),
-        surface("adaptive", error_estimate=odd(3, 5)),
+        surface("adaptive", error_estimate=odd(3, 5), metric_names=("error", "top5"), metric_values=odd(2, 3, 5)),
         surface("line", ny=None),
         path(),
         LossPath("trajectory", None, np.arange(4) * 2, odd(4), odd(4)[::-1].copy(), odd(4), {"type": "trajectory"}, coordinates=odd(4, 2),

@@ -36,7 +36,7 @@ FIELDS = ("loss", "accuracy", "stderr", "status", "error_estimate", "x", "y")
 @pytest.fixture(autouse=True)
 def plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no trial runs of other ways to evaluate points be among the calls that are counted."""
-    monkeypatch.setattr("landscape.surfaces.grid.WORTH_COMPARING", math.inf)
+    monkeypatch.setattr("landscape.surfaces.computing.WORTH_COMPARING", math.inf)
 
 
 class Bowl(nn.Module):
@@ -168,9 +168,9 @@ def test_interrupted_again_and_again(tmp_path: Path) -> None:
 SLOW = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import landscape.surfaces.grid
+import landscape.surfaces.computing
 import test_adaptive_surface as t
-landscape.surfaces.grid.WORTH_COMPARING = float("inf")
+landscape.surfaces.computing.WORTH_COMPARING = float("inf")
 class Interruptible(t.Interruptible):
     def forward(self, outputs, target):
         time.sleep(0.05 * (self.calls > 510))
@@ -200,6 +200,21 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     resumed = loss_surface(objective_with(rest), plane, **SMALL, out=path, name="a")
     whole = loss_surface(objective, plane, **SMALL)
     assert same(resumed, whole) and 3 * whole.cost.forwards > rest.calls
+
+
+def test_a_choice_whose_round_has_not_begun_is_made_anew(tmp_path: Path) -> None:
+    """As where an interrupt came between the two, and an older rule had chosen."""
+    path = tmp_path / "run.h5"
+    plane = random_plane(objective_with(Interruptible()))
+    whole = loss_surface(objective_with(Interruptible()), plane, **LINE)
+    with pytest.raises(KeyboardInterrupt):
+        loss_surface(objective_with(Interruptible(20)), plane, **LINE, out=path, name="a")
+    kept = store.load_partial(path, "a")
+    assert kept is not None and kept[1]["round"] == 1
+    place = np.flatnonzero(whole.status == Surface.INTERPOLATED)[0]
+    kept[0]["round"][place] = 2
+    store.save_partial(path, "a", *kept)
+    assert same(loss_surface(objective_with(Interruptible()), plane, **LINE, out=path, name="a"), whole)
 
 
 def test_other_tolerances_are_other_surfaces_but_better_ones_will_do(tmp_path: Path) -> None:

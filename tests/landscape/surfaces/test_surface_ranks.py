@@ -10,8 +10,9 @@ from problems import network
 from processes import together
 
 from landscape.objective import Objective
+from landscape.results import store
 from landscape.results.types import Surface
-from landscape.surfaces import loss_surface, random_plane
+from landscape.surfaces import METRICS, loss_surface, random_plane
 from landscape.surfaces.over_ranks import RankFailedError
 
 pytestmark = pytest.mark.distributed
@@ -24,7 +25,12 @@ def surface(ranks: bool, **options: Any) -> Surface:
 
 
 def numbers(found: Surface) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in ("loss", "accuracy", "stderr", "status")}
+    own = {name: getattr(found, name) for name in ("loss", "accuracy", "stderr", "status")} | found.metrics
+    return own if found.test is None else own | {f"test {name}": values for name, values in numbers(found.test).items()}
+
+
+def both() -> dict[str, Any]:
+    return {"metrics": {"margin": METRICS["margin"]}, "test_data": network("cnn", examples=7).data, "x": (-1, 1, 3), "y": (-1, 1, 2)}
 
 
 def work(rank: int, world: int, folder: Path) -> dict[str, Any]:
@@ -32,6 +38,7 @@ def work(rank: int, world: int, folder: Path) -> dict[str, Any]:
         "full": numbers(surface(True)),
         "tolerance": numbers(surface(True, tolerance=0.02, x=(-1, 1, 33), y=(-1, 1, 33))),
         "kept": numbers(surface(True, out=folder / "run.h5", name="kept")),
+        "both": numbers(surface(True, **both(), out=folder / "both.h5")),
         "again": numbers(surface(True, out=folder / "run.h5", name="kept")),
     }
     calls = 0
@@ -57,12 +64,15 @@ def work(rank: int, world: int, folder: Path) -> dict[str, Any]:
 def test_two_processes_and_one(tmp_path: Path) -> None:
     found = together(2, work, tmp_path, tmp_path)
     alone = {"full": surface(False), "tolerance": surface(False, tolerance=0.02, x=(-1, 1, 33), y=(-1, 1, 33))}
+    alone["both"] = surface(False, **both())
     for rank in range(2):
-        for name, expected in (("full", "full"), ("tolerance", "tolerance"), ("kept", "full"), ("again", "full")):
+        for name, expected in (("full", "full"), ("tolerance", "tolerance"), ("kept", "full"), ("again", "full"), ("both", "both")):
             for column, values in numbers(alone[expected]).items():
                 np.testing.assert_allclose(found[rank][name][column], values, rtol=1e-12, err_msg=f"{name} {column}")
     assert found[0]["error"] == "RankFailedError: rank 1 failed: ArithmeticError: no more"
     assert found[1]["error"] == "ArithmeticError: no more"
+    assert found[0]["both"].keys() >= {"margin", "test margin", "test loss"}
+    assert store.groups(tmp_path / "both.h5") == ["surfaces/surface", "surfaces/surface-test"]
     for file, name in (("run.h5", "kept"), ("broken.h5", "broken")):  # the second was left unfinished
         resumed = surface(False, out=tmp_path / file, name=name)
         np.testing.assert_allclose(resumed.loss, alone["full"].loss, rtol=1e-12)
