@@ -49,9 +49,32 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
         F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.add, torch.mul, torch.sub, operator.add, operator.mul, operator.sub,
         operator.neg, operator.truediv,
     )
-} | {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}  # fmt: skip
+}  # fmt: skip
+_IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub, operator.itruediv: operator.truediv}
+_FUNCTIONS |= _IN_PLACE
 _METHODS = ("relu", "tanh", "sigmoid", "square", "abs", "exp", "add", "mul", "sub", "contiguous")
 _SHAPES = ("flatten", "view", "reshape")
+
+
+class _Value(fx.Proxy):
+    """What a traced network computes with. `x += y` changes x here, as it does in PyTorch; a plain proxy writes down x = x + y."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
 
 class NotByLayers(TypeError):
@@ -142,7 +165,7 @@ def _layers_of(objective: Objective) -> Layers:
         with warnings.catch_warnings(), untouched_random_state(torch.device("cpu")):
             warnings.simplefilter("ignore")
             # Of a copy, with buffers of its own: the model's code runs, and may keep what it sees or count in them.
-            graph = fx.Tracer().trace(skeleton_of(model, "eval", {id(b): b.detach().clone() for b in model.buffers()}))
+            graph = _Tracer().trace(skeleton_of(model, "eval", {id(b): b.detach().clone() for b in model.buffers()}))
     except Exception as error:  # whatever a model raises that meets no tensors
         raise NotByLayers("the network cannot be traced") from error
     return _compile(graph, model, loss)
@@ -174,9 +197,12 @@ def _loss_of(loss: Any) -> Callable[[Tensor, Tensor, int], Tensor]:
 
 def _compile(graph: fx.Graph, model: nn.Module, loss: Callable[[Tensor, Tensor, int], Tensor]) -> Layers:
     modules = dict(model.named_modules())
+    if len({p.dtype for p in model.parameters()}) > 1:
+        raise NotByLayers("parameters of several dtypes")
     # Tied weights have one name, the one that the objective knows.
     names = {id(t): name for tensors in (model.named_parameters(), model.named_buffers()) for name, t in tensors}
     nodes = list(graph.nodes)
+    _refuse_overwritten(nodes, modules)
     inputs = [node for node in nodes if node.op == "placeholder"]
     outputs = [node for node in nodes if node.op == "output"]
     if len(inputs) != 1 or not isinstance(outputs[0].args[0], fx.Node):
@@ -208,6 +234,43 @@ def _compile(graph: fx.Graph, model: nn.Module, loss: Callable[[Tensor, Tensor, 
     return Layers(steps, inputs[0].name, outputs[0].args[0].name, loss)
 
 
+def _refuse_overwritten(nodes: list[fx.Node], modules: dict[str, nn.Module]) -> None:
+    """Refuse a network in which something reads a value that another operation has changed in place: here operations change nothing.
+
+    Args:
+        nodes: of the graph, in order.
+        modules: by name.
+
+    Raises:
+        NotByLayers: something does.
+    """
+    memory: dict[fx.Node, set[fx.Node]] = {}  # those that may share a node's memory
+    place = {node: i for i, node in enumerate(nodes)}
+    for i, node in enumerate(nodes):
+        changed = node.args[0] if _is_in_place(node, modules) else None
+        for old in memory.get(changed, ()) if isinstance(changed, fx.Node) else ():
+            if old.op == "placeholder" or any(place[user] > i for user in old.users):
+                raise NotByLayers(f"{node} changes what is read again")
+        memory[node] = {node}
+        for other in {n for arg in node.all_input_nodes for n in memory[arg]}:
+            if changed is not None or _may_be_a_view(node, modules):
+                memory[node].add(other)
+                memory[other].add(node)
+
+
+def _is_in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    in_place = node.target in _IN_PLACE or node.kwargs.get("inplace", False)
+    return node.op == "call_function" and bool(in_place)
+
+
+def _may_be_a_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.Identity | nn.Flatten | nn.modules.dropout._DropoutNd)
+    return node.target in (*_SHAPES, "contiguous", torch.flatten, F.dropout)
+
+
 def _norm_behind(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node | None:
     """Return the batch normalisation that alone takes a convolution's outputs."""
     if node.op != "call_module" or type(modules[str(node.target)]) not in _CONVOLUTIONS or len(node.users) != 1:
@@ -223,29 +286,42 @@ def _is_fixed(norm: Any) -> bool:
 
 def _module_call(module: nn.Module, norm: Any, names: dict[int, str]) -> Callable[..., Tensor]:
     kind: Any = module
+    if "forward" in vars(module) or (norm is not None and "forward" in vars(norm)):
+        raise NotByLayers("a layer with a forward of its own")
+
+    def known(tensor: Tensor) -> str:
+        if id(tensor) not in names:
+            raise NotByLayers("a layer whose weight is no parameter")
+        return names[id(tensor)]
 
     def name(tensor: Tensor | None) -> str | None:
-        return None if tensor is None else names[id(tensor)]
+        return None if tensor is None else known(tensor)
 
     if type(module) in _LINEAR:
-        weight, bias = names[id(kind.weight)], name(kind.bias)
+        weight, bias = known(kind.weight), name(kind.bias)
         return lambda tensors, shards, x: linear(x, tensors[weight], _get(tensors, bias))
     if type(module) in _CONVOLUTIONS:
         if kind.padding_mode != "zeros" or isinstance(kind.padding, str):
             raise NotByLayers("a convolution with a padding of its own")
-        weight, bias = names[id(kind.weight)], name(kind.bias)
+        weight, bias = known(kind.weight), name(kind.bias)
         geometry = kind.stride, kind.padding, kind.dilation, kind.groups
+
+        def images(x: Any) -> Tensor:
+            if _tensor(x).ndim != kind.weight.ndim:
+                raise NotByLayers("a convolution of one example")
+            return x
+
         if norm is None:
-            return lambda tensors, shards, x: convolution(x, tensors[weight], _get(tensors, bias), geometry)
-        gain, shift, mean, var = name(norm.weight), name(norm.bias), names[id(norm.running_mean)], names[id(norm.running_var)]
+            return lambda tensors, shards, x: convolution(images(x), tensors[weight], _get(tensors, bias), geometry)
+        gain, shift, mean, var = name(norm.weight), name(norm.bias), known(norm.running_mean), known(norm.running_var)
 
         def normed(tensors: dict[str, Tensor], shards: int, x: Tensor) -> Tensor:
             fixed = tensors[mean], torch.rsqrt(tensors[var] + norm.eps)
-            return convolution(x, tensors[weight], _get(tensors, bias), geometry, _get(tensors, gain), _get(tensors, shift), *fixed)
+            return convolution(images(x), tensors[weight], _get(tensors, bias), geometry, _get(tensors, gain), _get(tensors, shift), *fixed)
 
         return normed
     if type(module) in _BATCH_NORMS and _is_fixed(module):
-        gain, shift, mean, var = name(kind.weight), name(kind.bias), names[id(kind.running_mean)], names[id(kind.running_var)]
+        gain, shift, mean, var = name(kind.weight), name(kind.bias), known(kind.running_mean), known(kind.running_var)
 
         def batch_norm(tensors: dict[str, Tensor], shards: int, x: Tensor) -> Tensor:
             plain = (-1,) + (1,) * (x.ndim - 2)
@@ -293,8 +369,8 @@ def _function_call(function: Any) -> Callable[..., Any]:
 
         def call(tensors: dict[str, Tensor], shards: int, *args: Any, **kwargs: Any) -> Tensor:
             shapes = {a.shape for a in map(_tensor_or_literal, args) if isinstance(a, Tensor)}
-            if len(shapes) != 1:
-                raise NotByLayers(f"{function} of tensors of different shapes")
+            if len(shapes) != 1 or any(isinstance(a, bool) for a in args):  # one may say `inplace`
+                raise NotByLayers(f"{function} of tensors of different shapes, or with a choice by position")
             return pure(*args, **{k: v for k, v in kwargs.items() if k != "inplace"})
 
         return call
@@ -331,16 +407,16 @@ class _Shape:
 
 
 class _Count:
-    """One entry of a shape."""
+    """One entry of a shape; `first` if it counts examples."""
 
-    def __init__(self, value: int) -> None:
-        self.value = value
+    def __init__(self, value: int, first: bool) -> None:
+        self.value, self.first = value, first
 
 
 def _entry(shape: Any, i: Any) -> _Count:
     if not isinstance(shape, _Shape) or not isinstance(i, int):
         raise NotByLayers("an index into something else than a shape")
-    return _Count(shape.sizes[i])
+    return _Count(shape.sizes[i], i % len(shape.sizes) == 0)
 
 
 def _method_call(method: str) -> Callable[..., Any]:
@@ -363,8 +439,12 @@ def _method_call(method: str) -> Callable[..., Any]:
             if method == "flatten" and not (sizes[0] if sizes else kwargs.get("start_dim", 0)):
                 raise NotByLayers("examples in one vector")
             flat = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes
-            # Where the first dimension stays, so do the examples; that it does is looked at after every operation.
-            return getattr(x, method)(*(s.value if isinstance(s, _Count) else s for s in flat), **kwargs)
+            # Where the first dimension stays, so do the examples; that it does is looked at after every operation. It must do so for any
+            # number of them: it is theirs, or what the others leave over.
+            counts = [isinstance(s, _Count) and s.first for s in flat]
+            if method != "flatten" and (not flat or any(counts[1:]) or not (counts[0] or flat[0] == -1)):
+                raise NotByLayers("a shape that does not begin with the number of examples")
+            return getattr(_tensor(x), method)(*(s.value if isinstance(s, _Count) else s for s in flat), **kwargs)
 
         return shaped
     raise NotByLayers(f"method {method}")

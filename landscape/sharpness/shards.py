@@ -29,7 +29,7 @@ from landscape.fastforms import Form, candidates
 from landscape.objective import Objective, twice_differentiable
 from landscape.progress import progress as progress_bar
 from landscape.results.types import Array
-from landscape.sharpness.layerwise import Layers, NotByLayers, layers_of
+from landscape.sharpness.layerwise import Layers, layers_of
 from landscape.sharpness.over_ranks import Share
 from landscape.sharpness.shard_losses import Called, Evaluate, JoinedStacks, Layered, Plain, ShardLoss, Stacks, Transformed, cut
 from landscape.stateless import recurrent_gradients, undisturbed
@@ -297,7 +297,12 @@ class _Shards:
             if form != "plain":
                 call.take(form)
             loss = Plain(self.objective, call, piece, index, self._origin)
-            self._measure(loss)  # the first call of anything is slow
+            try:
+                self._measure(loss)  # the first call of anything is slow
+            except Exception:
+                if form == "plain":
+                    raise
+                continue  # `view` after a convolution refuses channels last
             found, seconds = self._timed(lambda loss=loss: [self._measure(loss).reshape(1, -1)])  # type: ignore[misc]
             plain = found[0] if form == "plain" else plain
             if seconds < best[0] and self._alike(found, [plain]):
@@ -310,7 +315,7 @@ class _Shards:
             self._prepare(way)
             try:
                 self._together([(index, shard)])
-            except NotByLayers:
+            except Exception:  # whatever it was: if it is the model's own, the transforms meet it too
                 return replace(way, kind="vmap")
         return way
 

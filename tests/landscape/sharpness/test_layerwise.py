@@ -1,6 +1,7 @@
 """Shards computed layer by layer against the loop; networks whose layers cannot be told apart go other ways."""
 
 import math
+import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -125,6 +126,70 @@ def test_what_looks_at_the_batch_is_left_to_other_ways(what: Callable[[Tensor], 
     assert "layers" not in {way.kind for way in shards._found[objective].values()}
 
 
+def doubled(layer: nn.Linear) -> nn.Linear:
+    layer.forward = lambda x: 2 * F.linear(x, layer.weight, layer.bias)  # type: ignore[method-assign]
+    return layer
+
+
+def written(what: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
+    """Return x behind something that has written into its memory."""
+
+    def read_again(x: Tensor) -> Tensor:
+        what(x)
+        return x * x
+
+    return read_again
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        written(lambda x: F.relu(x, inplace=True)),
+        written(lambda x: F.relu(x, True)),
+        written(nn.ReLU(inplace=True)),
+        written(lambda x: operator.iadd(x, 1.0)),
+        written(lambda x: operator.itruediv(x.view(-1, 3), 2.0)),
+        written(lambda x: operator.imul(torch.flatten(x, 1), 2.0)),
+    ],
+)
+def test_what_is_overwritten_and_read_again_is_left_to_other_ways(what: Callable[[Tensor], Tensor]) -> None:
+    """Without a trial against the loop, too."""
+    x, y = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(12) % 3
+    objective = Objective(Mixing(what), F.cross_entropy, (x, y))
+    loop, together = (m_sharpness(objective, 0.2, 4, vectorize=v) for v in (False, True))
+    np.testing.assert_allclose(together.per_shard, loop.per_shard, rtol=1e-9)
+    assert {way.kind for way in shards._found[objective].values()} == {"vmap"}
+
+
+def test_what_is_overwritten_and_not_read_again_goes_layer_by_layer() -> None:
+    def network(x: Tensor) -> Tensor:
+        y = x * 2
+        y += x
+        y /= 3
+        return F.relu(y, inplace=True)
+
+    x, y = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(12) % 3
+    objective = Objective(Mixing(network), F.cross_entropy, (x, y))
+    loop, together = (m_sharpness(objective, 0.2, 4, vectorize=v) for v in (False, True))
+    np.testing.assert_allclose(together.per_shard, loop.per_shard, rtol=1e-10)
+    assert {way.kind for way in shards._found[objective].values()} == {"layers"}
+
+
+def test_images_viewed_as_rows_are_measured_though_a_faster_form_cannot_view_them() -> None:
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.head = nn.Conv2d(2, 3, 3), nn.Linear(3 * 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.sin(self.convolution(x)).view(x.size(0), -1))
+
+    g = torch.Generator().manual_seed(0)
+    objective = Objective(Viewing(), F.cross_entropy, (torch.randn(24, 2, 4, 4, generator=g), torch.arange(24) % 3))
+    loop, found = m_sharpness(objective, 0.2, 1, vectorize=False), m_sharpness(objective, 0.2, 1)
+    np.testing.assert_allclose(found.per_shard, loop.per_shard, rtol=1e-5, atol=1e-6)
+
+
 def test_hooks_own_losses_batch_statistics_and_other_layers_have_no_known_layers() -> None:
     model, data = residual()
     assert layers_of(Objective(model, lambda o, t: F.cross_entropy(o, t), data)) is None
@@ -132,5 +197,7 @@ def test_hooks_own_losses_batch_statistics_and_other_layers_have_no_known_layers
     assert layers_of(Objective(model, F.cross_entropy, data, batch_norm="batch")) is None
     for kind in ("attention", "recurrent"):
         assert layers_of(Objective(*network(kind))) is None
+    other = nn.Sequential(doubled(nn.Linear(5, 4)), nn.Linear(4, 3))
+    assert layers_of(Objective(other, F.cross_entropy, (torch.zeros(6, 5), torch.zeros(6, dtype=torch.long)))) is None
     model.hidden.register_forward_hook(lambda module, inputs, output: 2 * output)
     assert layers_of(Objective(model, F.cross_entropy, data)) is None
