@@ -43,7 +43,8 @@ _FLOOR = 1e-6  # of the estimate: losses are float32
 
 _FAILURES = 8  # known points next to x that tell whether the loss there is finite
 _FEWEST = {1: 6, 2: 12}  # finite losses to interpolate from, by dimension
-_CANDIDATES = 10_000  # grids with more points are looked at in steps first, for time
+_CANDIDATES = 10_000  # grids with more points are looked at in steps first, and in blocks, for time
+_BLOCK = 4  # points along each side
 
 
 class Scale(NamedTuple):
@@ -133,7 +134,7 @@ class Refinement:
             rest = np.flatnonzero(~evaluated)
             return rest, len(rest)
         for step in self._steps():
-            guess = self._guess(evaluated, loss, self._lattice(step))
+            guess = self._guess(evaluated, loss, self._lattice(step), step)
             bad = _CONTENT * guess.errors > self.tolerance
             if bad.any():
                 return self._chosen(guess, evaluated), int(bad.sum()) * step ** len(self.shape)
@@ -168,7 +169,7 @@ class Refinement:
         sure = ~np.isnan(guess.errors)
         places = guess.places[sure]
         coordinates = self._coordinates()
-        values = predict(coordinates[known], np.nan_to_num(columns), coordinates[places]).values
+        values = predict(coordinates[known], np.nan_to_num(columns), coordinates[places], self._blocks(places, 1)).values
         values[:, np.isnan(columns).any(0)] = np.nan
         filled.loss[places] = scale.back(values[:, 0])
         filled.accuracy[places] = np.clip(values[:, 1], 0, 1)
@@ -183,6 +184,19 @@ class Refinement:
         units = [(axis - axis[0]) / (axis[-1] - axis[0]) for axis in ((self.x,) if self.y is None else (self.x, self.y))]
         return np.stack([u.ravel() for u in np.meshgrid(*units)], axis=1)
 
+    @property
+    def _large(self) -> bool:
+        return int(np.prod(self.shape)) > _CANDIDATES
+
+    def _blocks(self, places: Indices, step: int) -> Indices | None:
+        """Return numbers of the blocks of a large grid, each of a few points along its sides."""
+        if not self._large:
+            return None
+        block = np.zeros(len(places), dtype=np.intp)
+        for index, length in zip(np.unravel_index(places, self.shape), self.shape, strict=True):
+            block = block * (length // (_BLOCK * step) + 1) + index // (_BLOCK * step)
+        return block
+
     def _steps(self) -> list[int]:
         step, steps = 1, [1]
         while int(np.prod(self.shape)) > _CANDIDATES * step ** len(self.shape):
@@ -195,8 +209,8 @@ class Refinement:
         inside[tuple(slice(None, None, step) for _ in self.shape)] = True
         return inside.ravel()
 
-    def _guess(self, evaluated: Mask, loss: Array, among: Mask) -> _Guess:
-        """Estimate the errors at the points that have not been evaluated."""
+    def _guess(self, evaluated: Mask, loss: Array, among: Mask, step: int = 1) -> _Guess:
+        """Estimate the errors at those points `among` a lattice of that step that have not been evaluated."""
         coordinates = self._coordinates()
         places = np.flatnonzero(among & ~evaluated)
         known = np.flatnonzero(evaluated & np.isfinite(loss))
@@ -204,10 +218,11 @@ class Refinement:
         left_out = leave_one_out(coordinates[known], f)
         with np.errstate(divide="ignore", invalid="ignore"):
             residuals = np.nan_to_num(np.abs(left_out.values - f)[:, 0] / left_out.power)
-        there = predict(coordinates[known], f, coordinates[places])
+        there = predict(coordinates[known], f, coordinates[places], self._blocks(places, step))
         nearby = residuals[there.neighbours[:, :_RESIDUALS]]
         errors = np.hypot(_SAFETY * there.power * np.sqrt(np.mean(nearby**2, axis=1)), _FLOOR)
-        nearest = np.linalg.norm(coordinates[known][there.neighbours[:, 0]] - coordinates[places], axis=1)
+        next_to = there.neighbours[:, 0] if not self._large else cKDTree(coordinates[known]).query(coordinates[places])[1]
+        nearest = np.linalg.norm(coordinates[known][next_to] - coordinates[places], axis=1)
         if len(known) < evaluated.sum():
             errors, nearest = self._with_failures(evaluated, loss, places, errors, nearest)
         return _Guess(places, errors, nearest)

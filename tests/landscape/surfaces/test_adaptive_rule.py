@@ -164,3 +164,40 @@ def test_points_on_one_line_of_the_plane_do_not_stop_it() -> None:
     values = known[:, :1] ** 2
     at = np.array([[0.33, 0.5], [0.9, 0.5]])
     np.testing.assert_allclose(predict(known, values, at).values, at[:, :1] ** 2, atol=1e-4)
+
+
+def valley(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return 0.02 + (x - 0.1) ** 2 + 2 * (y + 0.2) ** 2 + 0.3 * np.abs(x + 0.3 * y) ** 1.5
+
+
+def test_places_of_a_block_are_predicted_as_one_by_one() -> None:
+    g = np.random.default_rng(0)
+    known = g.random((150, 2))
+    side = (np.arange(120) + 0.37) / 120
+    at = np.stack([v.ravel() for v in np.meshgrid(side, side)], axis=1)
+    blocks = (np.arange(120)[:, None] // 4 * 1000 + np.arange(120) // 4).ravel()
+    values = np.stack([np.log(valley(*known.T)), known[:, 0] - 3 * known[:, 1]], axis=1)
+    alone, together = predict(known, values, at), predict(known, values, at, blocks)
+    assert 0.5 < np.mean(together.power != alone.power)  # most are predicted together
+    truth = np.log(valley(*at.T))
+    rms = [np.sqrt(np.mean((found.values[:, 0] - truth) ** 2)) for found in (alone, together)]
+    assert rms[1] < 1.03 * rms[0]
+    np.testing.assert_allclose(together.values[:, 1], alone.values[:, 1], atol=1e-9)  # what is linear is exact
+    np.testing.assert_allclose(together.power, alone.power, rtol=0.2)
+    single = predict(known, values, at, np.arange(len(at)))
+    assert np.array_equal(single.values, alone.values) and np.array_equal(single.power, alone.power)
+
+
+def test_a_large_grid_is_within_the_tolerance_too() -> None:
+    x = np.linspace(-1, 1, 121)
+    rule, truth = Refinement(x, x, 0.01), valley(*np.meshgrid(x, x)).ravel()
+    evaluated = np.zeros(len(truth), dtype=bool)
+    chosen = rule.first()
+    while len(chosen):
+        evaluated[chosen] = True
+        chosen = rule.next(evaluated, np.where(evaluated, truth, np.nan))[0]
+    seen = np.where(evaluated, truth, np.nan)
+    filled = rule.fill(evaluated, seen, seen, seen)
+    error = np.abs(filled.loss - truth)
+    assert evaluated.mean() < 0.05 and np.quantile(error / truth, 0.99) < 0.01 and (error / truth).max() < 0.03
+    assert np.mean(error[~evaluated] <= filled.error_estimate[~evaluated]) >= 0.95
