@@ -54,6 +54,11 @@ def untouched_random_state(device: torch.device, generator: torch.Generator | No
                 generator.set_state(own)
 
 
+def random_state() -> tuple[Any, ...]:
+    """Return the state of the global random generators of PyTorch's CPU, Python and NumPy, to be compared with another one."""
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), repr(np.random.get_state())
+
+
 def seed_torch(seed: int, device: torch.device) -> None:
     """Put PyTorch's global generators at a place of their own; a microsecond on a CPU."""
     torch.default_generator.manual_seed(seed)

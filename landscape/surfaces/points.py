@@ -218,7 +218,7 @@ def fastest_evaluator(
     limit = _SHARE * evaluations * plain
     if any(way.endswith(_THREADS) for way in runs) and draws(runs["plain"], batch, shown[0], objective.device):
         runs = {way: run for way, run in runs.items() if not way.endswith(_THREADS)}
-    guesses, tolerance = {}, _AGREE.get(options.low or objective.dtype, 5e-2)
+    guesses, tolerance = {}, 5e-2 if options.low else _AGREE.get(objective.dtype, 1e-2)
     for way in [*runs][:-1]:
         try:
             (losses, rights, _), guesses[way] = _timed(runs[way], batch, shown, objective.device)

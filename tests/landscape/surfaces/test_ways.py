@@ -1,6 +1,7 @@
 """Every way to evaluate points agrees with the plain loop, and the choice among them changes nothing."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -252,3 +253,89 @@ def test_tanh_by_sigmoids_is_left_where_small_numbers_count() -> None:
     with undisturbed(objective.device):
         way, seconds = fastest(objective, random_plane(objective), 2, next(iter(objective.batches)), POINTS)
     assert way in ("together", "plain") and set(seconds) == {"together", "plain"}
+
+
+class Strange(nn.Module):
+    """A convolutional network whose middle is the test's own."""
+
+    def __init__(self, middle) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.norm, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.middle = (middle,)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle[0](self, x).mean((2, 3)))
+
+
+def another_name(net: nn.Module, x: Tensor) -> Tensor:
+    a = net.one(x)
+    b = a
+    b += net.two(F.relu(a.clone()))
+    return F.relu(b) + a  # a is b
+
+
+def another_name_of_no_layer(net: nn.Module, x: Tensor) -> Tensor:
+    a = net.one(x).sigmoid()
+    b = a
+    b += net.two(x.mean(1, keepdim=True).expand(-1, 4, -1, -1))
+    return b.relu() + a
+
+
+def drawn_by_python(net: nn.Module, x: Tensor) -> Tensor:
+    a = net.one(x)
+    return a * (1 + random.random()) + F.relu(net.two(a))
+
+
+def drawn_without_inputs(net: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(net.one(x) + torch.randn(4, 1, 1, dtype=torch.float64))
+
+
+def used_twice(net: nn.Module, x: Tensor) -> Tensor:
+    a = net.two(net.one(x)).relu()
+    b = net.two(net.two(a) + a)
+    return b.relu() + b
+
+
+def in_halves(net: nn.Module, x: Tensor) -> Tensor:
+    a, b = net.one(x).chunk(2, 1)
+    return torch.cat([F.relu(a) + b, b], 1)
+
+
+def counts(net: nn.Module, x: Tensor) -> Tensor:
+    net.calls = getattr(net, "calls", 0) + 1
+    return F.relu(net.norm(net.one(x)))
+
+
+@pytest.mark.parametrize(
+    "middle", [another_name, another_name_of_no_layer, drawn_by_python, drawn_without_inputs, used_twice, in_halves, counts]
+)
+def test_strange_networks_are_the_same_in_every_way_and_on_every_batch(middle) -> None:
+    model = Strange(middle)
+    torch.manual_seed(0)
+    data = torch.randn(8, 3, 5, 5, dtype=torch.float64), torch.tensor([0, 1, 2, -100, 0, 1, 2, 2])
+    objective = Objective(model, F.cross_entropy, data, batch_size=4)
+    plane, built = random_plane(objective), {}
+    with undisturbed(objective.device):
+        for index, batch in objective.batches.seeded():
+            built = built or {way: build(plane, 2) for way, build in ways(objective, batch).items()}  # traced where batch 0 draws
+            expected = built["plain"](batch, index, POINTS[:3]).loss
+            for way, run in built.items():
+                torch.testing.assert_close(run(batch, index, POINTS[:3]).loss, expected, rtol=1e-10, atol=0, msg=way)
+    assert not hasattr(model, "calls")
+
+
+def test_hooks_run_in_every_pass_and_meet_tensors_only() -> None:
+    met: list[str] = []
+    model = Strange(lambda net, x: net.block(x))
+    model.block = nn.Sequential(model.one, nn.ReLU())
+    model.block.register_forward_hook(lambda module, inputs, output: met.append(type(output).__name__))
+    objective = Objective(model, F.cross_entropy, (torch.randn(8, 3, 5, 5).double(), torch.arange(8) % 3), batch_size=4)
+    batch = next(iter(objective.batches))
+    plane = random_plane(objective)
+    for way in ways(objective, batch):
+        met.clear()
+        with undisturbed(objective.device):
+            evaluator(objective, plane, 2, way)(batch, 0, POINTS[:3])
+        assert met == ["Tensor"] * 3, way
