@@ -11,6 +11,7 @@ Contenders in the same run, on the problems `mlp` and `cnn` of benchmarks/proble
 """
 
 import argparse
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ RHO = 0.05
 
 
 def by_hand(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor], m: int) -> Callable[[], float]:
+    # Of a copy: w + eps - eps is not w to the last bit, and a model that has changed is measured anew.
+    model = copy.deepcopy(model)
     params = list(model.parameters())
 
     def run() -> float:

@@ -417,7 +417,9 @@ class Objective:
     @property
     def loss_at_parameters(self) -> float:
         """Loss at the model's parameters as they are now, NaN and all: it tells losses apart that have the same name, or none."""
-        now = self.parameter_sha256
+        return self._loss_at_parameters(self.parameter_sha256)
+
+    def _loss_at_parameters(self, now: str) -> float:
         if self._fingerprint is None or self._fingerprint[0] != now:
             self._fingerprint = now, float(self._evaluated(self.parameters)[0].loss)  # bookkeeping: no part of any result's cost
         return self._fingerprint[1]
@@ -428,16 +430,17 @@ class Objective:
 
     def provenance(self, seed: int | None = None) -> Provenance:
         """Return what results of this objective were computed on; once for every state of the model this takes a forward pass."""
+        now = self.parameter_sha256
         return Provenance(
             model=type(self.model).__name__,
             parameters=self.size,
-            parameter_sha256=self.parameter_sha256,
+            parameter_sha256=now,
             data_sha256=self.batches.sha256,
             examples=self.examples,
             batch_norm=self.batch_norm,
             batch_size=self.batches.batch_size if self.batch_norm == "batch" else None,
             varied_sha256=names_sha256(self.names),
-            loss_at_parameters=self.loss_at_parameters,
+            loss_at_parameters=self._loss_at_parameters(now),
             seed=seed,
             dtype=str(self.dtype).removeprefix("torch."),
             device=device_name(self.device),

@@ -13,6 +13,7 @@ The standard error is that of the mean over shards. With one shard (m = n) there
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -27,6 +28,7 @@ from landscape.sharpness.measurement import Known, Measurement, ascent_of, shard
 from landscape.sharpness.shard_losses import JoinedStacks, ShardLoss
 from landscape.sharpness.shards import Measure, Work, check_batch_statistics, over_shards
 from sam_core.optim.ascent import PNorm
+from sam_core.optim.vectors import safe
 
 __all__ = ["m_sharpness", "weighted_mean"]
 
@@ -128,10 +130,29 @@ def _one_step_of_all(ascent: PNorm) -> Callable[[JoinedStacks], Tensor]:
 
     def measure(at: JoinedStacks) -> Tensor:
         before, gradients = at.gradients()
-        eps = torch.func.vmap(lambda g: ascent.perturbation([g], [at.weights])[0])(gradients)
-        return torch.stack([before, at.values(at.weights + eps)], 1)
+        return torch.stack([before, at.values(climbed(ascent, gradients, at.weights))], 1)
 
     return measure
+
+
+def climbed(ascent: PNorm, gradients: Tensor, weights: Tensor) -> Tensor:
+    """Return w + eps for the gradient of every shard; SAM's own ball, p = 2, in fewer passes over memory than under `vmap`.
+
+    Args:
+        ascent: rho, p, adaptive and eta.
+        gradients: (S, n), overwritten.
+        weights: w (n,).
+
+    Returns:
+        (S, n).
+    """
+    if ascent.p != 2 or ascent.adaptive:
+        return weights + torch.func.vmap(lambda g: ascent.perturbation([g], [weights])[0])(gradients)
+    assert isinstance(ascent.rho, float)
+    # Relative to the largest entry no square under- or overflows.
+    gradients /= safe(torch.linalg.vector_norm(gradients, math.inf, dim=1, keepdim=True))
+    length = safe(torch.linalg.vector_norm(gradients, dim=1, keepdim=True))
+    return torch.addcmul(weights, gradients, ascent.rho / length)
 
 
 def several_steps(objective: Objective, ascent: PNorm, steps: int, restarts: int, seed: int) -> Measure:

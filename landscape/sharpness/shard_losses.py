@@ -171,8 +171,8 @@ class Stacks:
 
     def __init__(self, objective: Objective, layers: Layers, held: Held) -> None:
         self._layers, self._names = layers, objective.names
-        self._shapes = [objective.parameters[name].shape for name in objective.names]
-        parameters = {name for name, _ in objective.caller().model.named_parameters()}
+        self._shapes = [t.shape for t in objective.parameters.values()]
+        parameters = {name for name, _ in objective.caller().model.named_parameters()} if held.fixed else set()
         self._frozen = {name: t for name, t in held.fixed.items() if name in parameters}
         self._buffers = {name: t for name, t in held.fixed.items() if name not in parameters}
 

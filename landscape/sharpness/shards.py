@@ -42,6 +42,7 @@ _AT_ONCE = 0.1  # ... or whatever takes less than so many seconds.
 _TRIAL = 2, 16  # shards tried, at least and at most
 _TRIED = {"vmap": 24, "layers": 8}  # one shard of so many: a few more where the first call of a way is not slow
 _QUICK_TRIAL = 64  # where they are quick
+_RUNS, _RUNS_WITHIN = 5, 0.02  # of what is timed: not more than so many, nor begun later than so many seconds
 _OFTEN = 8  # shards that pay for a copy of the model that reads its weights in place
 _layers: weakref.WeakKeyDictionary[Objective, Layers | None] = weakref.WeakKeyDictionary()
 
@@ -329,7 +330,7 @@ class _Shards:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # an operation without a batching rule warns, and is slow
                 self._together(first[:2])  # the first call of a transform is slow
-                stacked, fast = min((self._timed(lambda: [self._together(first)]) for _ in range(2)), key=lambda found: found[1])
+                stacked, fast = self._timed(lambda: [self._together(first)])
         except Exception:  # whatever it was: if it is the model's own, the loop meets it too and says so
             return loop, alone
         return (together, []) if fast < slow and self._alike(stacked, alone) else (loop, alone)
@@ -339,11 +340,16 @@ class _Shards:
         return torch.allclose(_rows(some), _rows(others), tolerance, tolerance, equal_nan=True)
 
     def _timed(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], float]:
-        started = time.perf_counter()
-        result = work()
-        if self.objective.device.type == "cuda":
-            torch.cuda.synchronize(self.objective.device)
-        return result, time.perf_counter() - started
+        """Return what work gives, and the seconds it takes: of a few runs the shortest, where that tells more than one."""
+        spent: list[float] = []
+        result: list[Tensor] = []
+        while not spent or (len(spent) < _RUNS and sum(spent) < _RUNS_WITHIN):
+            started = time.perf_counter()
+            result = work()
+            if self.objective.device.type == "cuda":
+                torch.cuda.synchronize(self.objective.device)
+            spent.append(time.perf_counter() - started)
+        return result, min(spent)
 
 
 def _rows(results: list[Tensor]) -> Tensor:

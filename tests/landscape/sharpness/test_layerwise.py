@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from landscape.objective import Objective
 from landscape.sharpness import fisher_trace, gradient_norm, m_sharpness, shards, worst_case
 from landscape.sharpness.layerwise import layers_of
+from landscape.sharpness.m_sharpness import climbed
+from sam_core.optim.ascent import PNorm
 
 
 class Residual(nn.Module):
@@ -81,6 +83,17 @@ def test_the_transforms_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     together, loop = (m_sharpness(objective, 0.2, 5, vectorize=v) for v in (True, False))
     np.testing.assert_allclose(together.per_shard, loop.per_shard, rtol=1e-10)
     assert {way.kind for way in shards._found[objective].values()} == {"vmap"}
+
+
+def test_all_shards_at_once_climb_as_each_does_in_training() -> None:
+    g = torch.Generator().manual_seed(0)
+    gradients, weights = torch.randn(5, 40, generator=g), torch.randn(40, generator=g)
+    gradients *= torch.tensor([1.0, 1e-30, 1e25, 0.0, 1.0]).unsqueeze(1)
+    gradients[4, 3] = math.nan
+    for ascent in (PNorm(0.3), PNorm(0.3, adaptive=True), PNorm(0.3, math.inf), PNorm(0.0)):
+        expected = [weights + ascent.perturbation([row], [weights])[0] for row in gradients]
+        found = climbed(ascent, gradients.clone(), weights)
+        np.testing.assert_allclose(found, torch.stack(expected), rtol=1e-6, atol=1e-7)
 
 
 def test_ignored_labels_and_squares() -> None:
