@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
 from landscape.batches import Batches, count_examples, leaves, seed_torch
 from landscape.fastforms import Form, images_last, rewrite
@@ -138,6 +139,7 @@ class Objective:
         self._frozen = [name for name, _ in skeleton.named_parameters() if name not in set(self.names)]
         self._buffers = [name for name, _ in skeleton.named_buffers()]  # batch statistics have replaced some of the model's
         self._written = written_buffers(skeleton)
+        self._inputs_kept = False  # whether a pass has shown that the model leaves its inputs as they are
         self._total: float | None = None
         self._fingerprint: tuple[str, float] | None = None
         self._done = {"forwards": 0.0, "gradients": 0.0, "hvps": 0.0}
@@ -315,7 +317,15 @@ class Objective:
             correct = torch.zeros((), dtype=torch.float64, device=self.device)
             held = self.held()
             for _, batch in batches:
+                if not self._inputs_kept and self.takes == "outputs":  # on a copy: the user's data must not be changed by the look
+                    batch = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, batch)
                 value, outputs = self.batch_loss_and_outputs(params, batch, held)
+                if not self._inputs_kept and self.takes == "outputs" and any(t._version for t in leaves(batch)):
+                    raise ValueError(
+                        f"{type(self.model).__name__} writes into its inputs, so every pass would see other data: give its first layers "
+                        "inplace=False, or let it copy what it changes"
+                    )
+                self._inputs_kept = True
                 n, size = self.weight(batch), count_examples(batch)
                 loss += value.double() * n
                 right = self.batch_correct(outputs, batch)

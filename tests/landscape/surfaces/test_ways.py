@@ -326,6 +326,19 @@ def test_strange_networks_are_the_same_in_every_way_and_on_every_batch(middle) -
     assert not hasattr(model, "calls")
 
 
+def doubled(net: nn.Module, x: Tensor) -> Tensor:
+    return net.one(x.mul_(2))
+
+
+def test_a_network_that_writes_into_its_inputs_is_refused_with_the_data_as_they_were() -> None:
+    x = torch.randn(8, 3, 5, 5, dtype=torch.float64)
+    before = x.clone()
+    objective = Objective(Strange(doubled), F.cross_entropy, (x, torch.arange(8) % 3), batch_size=4)
+    with pytest.raises(ValueError, match="Strange writes into its inputs, so every pass would see other data"):
+        loss_surface(objective, random_plane(objective), (-1, 1, 3), None)
+    assert torch.equal(x, before)
+
+
 def test_hooks_run_in_every_pass_and_meet_tensors_only() -> None:
     met: list[str] = []
     model = Strange(lambda net, x: net.block(x))
