@@ -68,7 +68,7 @@ def _few_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "AT_LEAST", 12)
 
 
-SLOW = {"gradient norm", "Keskar", "worst case", "low pass"}  # all together take more than ten seconds
+SLOW = {"gradient norm", "Keskar", "worst case", "low pass", "relative flatness"}  # all together take more than ten seconds
 
 
 def named(names: list[str]) -> list:
@@ -117,19 +117,22 @@ def folded(mean: float) -> float:
     return math.sqrt(2 / math.pi) * math.exp(-(mean**2) / 2) + mean * math.erf(mean / math.sqrt(2))
 
 
-def test_paired_differences_cover_and_are_sharper_than_unpaired_ones() -> None:
+OTHER = torch.tensor([0.7, 1.2], dtype=torch.float64)
+
+
+def pair(seed: int) -> list[Sharpness]:
+    return [sharpness.m_sharpness(of_centres(seed, 150, w), 0.1, 1, p=math.inf, vectorize=True) for w in (W, OTHER)]
+
+
+@pytest.mark.slow
+def test_paired_differences_cover() -> None:
     """At m = 1 and p = inf the value of a shard is rho ||w - c||_1 + rho^2 (dimension two): means of folded normals."""
-    other = torch.tensor([0.7, 1.2], dtype=torch.float64)
-    expected = [0.1 * sum(folded(float(v)) for v in w - MEAN) + 0.01 for w in (W, other)]
-    pairs = []
+    expected = [0.1 * sum(folded(float(v)) for v in w - MEAN) + 0.01 for w in (W, OTHER)]
+    covers(lambda seed: paired_difference(*pair(seed)), expected[0] - expected[1])
 
-    def difference(seed: int) -> Sharpness:
-        a, b = (sharpness.m_sharpness(of_centres(seed, 150, w), 0.1, 1, p=math.inf, vectorize=True) for w in (W, other))
-        pairs.append((a, b))
-        return paired_difference(a, b)
 
-    covers(difference, expected[0] - expected[1])
-    a, b = pairs[0]
+def test_paired_differences_are_sharper_than_unpaired_ones() -> None:
+    a, b = pair(0)
     found = paired_difference(a, b)
     assert found.value == pytest.approx(a.value - b.value) and found.measure == "m_sharpness_difference"
     assert found.stderr < 0.5 * math.hypot(a.stderr, b.stderr)

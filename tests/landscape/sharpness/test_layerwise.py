@@ -41,7 +41,7 @@ class Residual(nn.Module):
         return self.head(self.layer_norm(F.softplus(self.hidden(y))))
 
 
-def residual(dtype: torch.dtype = torch.float64, examples: int = 37) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+def residual(dtype: torch.dtype = torch.float64, examples: int = 13) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Residual().to(dtype).eval()
