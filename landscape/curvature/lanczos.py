@@ -34,6 +34,7 @@ class _End(NamedTuple):
 
     vector: Tensor  # (n,) u, a unit vector orthogonal to the basis
     column: Array  # (m,) d, how much of it the product of each basis vector has
+    fresh: bool = True  # orthogonal to the whole basis, to rounding
 
 
 class Lanczos:
@@ -76,10 +77,11 @@ class Lanczos:
 
     def step(self, end: int = -1) -> None:
         """Take an open end (the newest by default) into the basis and compute its product."""
-        q = self._ends.pop(end).vector
-        if self._ends:  # it was made orthogonal to a smaller basis
-            q = self._orthogonalised(q)[1]
-            q = q / torch.linalg.vector_norm(q)
+        q, _, fresh = self._ends.pop(end)
+        if not fresh:  # it was made orthogonal to a smaller basis, and little of it may be left: as in `refresh`
+            for _ in range(2):
+                q = self._orthogonalised(q)[1]
+                q = q / torch.linalg.vector_norm(q)
         self._append(q)
         product = self.operator.matvec(q.to(self.operator.dtype)).to(self.dtype)
         self.products += 1
@@ -101,7 +103,7 @@ class Lanczos:
         sizes = np.array([np.abs(c).max() / (self.scale or 1.0) if c.any() else length for c, length in zip(columns, lengths, strict=True)])
         alive = np.flatnonzero(sizes > 100 * torch.finfo(self.dtype).eps) if not self.exhausted else np.zeros(0, dtype=int)
         self.broken_down = e - 1 not in alive
-        self._ends, self._gram = [_End(vectors[i], columns[i]) for i in alive], inner[np.ix_(alive, alive)]
+        self._ends, self._gram = [_End(vectors[i], columns[i], bool(i == e - 1)) for i in alive], inner[np.ix_(alive, alive)]
         if not self._ends:
             self.refresh()
 
@@ -137,7 +139,7 @@ class Lanczos:
         """Shrink the basis to the Ritz vectors with coefficients `keep` (m, p); the Krylov space goes on from there."""
         shrunk = self.combine(keep)
         self.matrix = keep.T @ self.matrix @ keep
-        self._ends = [_End(end.vector, keep.T @ end.column) for end in self._ends]
+        self._ends = [_End(end.vector, keep.T @ end.column, end.fresh) for end in self._ends]
         self._blocks, self.size = [], 0
         for row in shrunk:
             self._append(row)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from oracles import dense_hessian, top_by_magnitude
 from problems import NETWORKS, network, quadratic, spectrum_matrix
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from landscape.curvature import DenseOperator, HessianOperator, Operator, top_eigenpairs
 from landscape.curvature.lanczos import Lanczos, generator_for
@@ -234,3 +235,21 @@ def test_a_start_vector_may_be_tiny_and_memory_unlimited():
     assert top_eigenpairs(operator, 1, start=start, memory_budget=math.inf).values[0] == pytest.approx(3, rel=1e-4)
     with pytest.raises(ValueError, match="memory_budget must be"):
         top_eigenpairs(operator, 1, memory_budget=math.nan)
+
+
+@pytest.mark.parametrize("seed", [8, 10, 11])  # the residuals were up to 80 times those that were printed
+def test_residuals_hold_for_the_vectors_when_the_whole_space_is_searched(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    inputs, targets = torch.randn(24, 4, generator=generator), torch.arange(24) % 3  # five directions change no output
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.rand(p.shape, generator=generator) - 0.5)
+    found = top_eigenpairs(Objective(model, F.cross_entropy, (inputs, targets)), k=2)
+    exact = HessianOperator(Objective(model, F.cross_entropy, (inputs, targets), dtype=torch.float64))
+    vectors = torch.as_tensor(found.vectors).double()
+    products = exact.matmat(vectors.T).T
+    left = torch.linalg.vector_norm(products - torch.as_tensor(found.values)[:, None] * vectors, dim=1)
+    assert (left.numpy() <= found.residuals).all()
+    gram = found.basis.double() @ found.basis.double().T
+    assert (gram - torch.eye(len(gram))).abs().max() < 2e-6
