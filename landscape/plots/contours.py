@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from landscape.plots.checks import check_drawing, check_named, check_plane
+from landscape.plots.contour_labels import write_levels
 from landscape.plots.interactive import colorbar, hover, new_plotly, plain
 from landscape.plots.planes import direction, edges, has_centre, lowest_point, same_axes, shared_direction
 from landscape.plots.scale import LossScale, draw_colorbar, loss_scale
@@ -200,18 +201,9 @@ def _panel(ax: Axes, surface: Surface, scale: LossScale, filled: bool, theme: st
     if varied and len(levels):
         inks = [_DARK if norm(v) > 0.6 else "#ffffff" for v in levels] if filled else [INK[theme]] * len(levels)
         drawn = ax.contour(surface.x, surface.y, loss, levels=levels, colors=inks, alpha=0.8, linewidths=0.5)
-        least = (0.45 if small else 0.3) * np.ptp(surface.x)  # a label on a smaller line would hide it
-        extents = [np.ptp(np.asarray(path.vertices), axis=0).max() if len(path) else 0.0 for path in drawn.get_paths()]
-        roomy = [extent > least for extent in extents]
-        if any(roomy):
-            ax.clabel(
-                drawn,
-                levels[roomy],
-                fontsize=5,
-                fmt=number,
-                inline_spacing=2,
-                colors=[ink for ink, room in zip(inks, roomy, strict=True) if room],
-            )
+        steps = np.asarray(trajectory, dtype=float) if trajectory is not None else np.empty((0, 2))
+        taken = [(0.0, 0.0), *map(tuple, steps[np.isfinite(steps).all(axis=1)])]
+        write_levels(ax, drawn, levels, inks, (0.45 if small else 0.3) * float(np.ptp(surface.x)), taken)
     if trajectory is not None:
         path = np.asarray(trajectory, dtype=float)
         ax.plot(path[:, 0], path[:, 1], **_PATH)

@@ -39,6 +39,10 @@ def flaws(figure: PaperFigure) -> list[str]:
     found = [
         f"{box.text!r} is off the page" for box in boxes if not box.clipped and not all(page.contains(*corner) for corner in box.corners)
     ]
+    for box in boxes:
+        panel = box.axes.get_window_extent().padded(slack) if box.axes is not None else page
+        if box.clipped and not all(panel.contains(*corner) for corner in box.corners):
+            found.append(f"{box.text!r} is cut at the edge of its panel")
     for one, other in itertools.combinations(boxes, 2):
         # what the panel clips may be gone there, and lies on the colours of its own panel only
         if (one.axes is other.axes or not (one.clipped or other.clipped)) and _overlap(one.corners, other.corners, slack):
@@ -76,7 +80,7 @@ def _owner(text: Text) -> Axes | None:
 
 def _text_corners(text: Text, renderer: object) -> np.ndarray:
     """Return the corners of a text: a turned rectangle has the centre of its upright hull."""
-    hull, angle = text.get_window_extent(renderer), text.get_rotation() % 180  # type: ignore[arg-type]
+    hull, angle = text.get_window_extent(renderer), text.get_rotation()  # type: ignore[arg-type]
     if angle % 90 == 0:
         return _corners(hull)
     text.set_rotation(0)
