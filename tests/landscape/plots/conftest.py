@@ -21,7 +21,20 @@ from landscape.results.types import (
 )
 
 PROVENANCE = Provenance(
-    "Ripple", 40, "ab" * 32, "cd" * 32, 256, "eval", 0, "float64", "cpu", "2025-01-02T03:04:05Z", "2.13.0", "2.4.6", "landscape", "0.1.0"
+    model="Ripple",
+    parameters=40,
+    parameter_sha256="ab" * 32,
+    data_sha256="cd" * 32,
+    examples=256,
+    batch_norm="eval",
+    seed=0,
+    dtype="float64",
+    device="cpu",
+    created_at="2025-01-02T03:04:05Z",
+    torch_version="2.13.0",
+    numpy_version="2.4.6",
+    creation_library="landscape",
+    creation_library_version="0.1.0",
 )
 
 
