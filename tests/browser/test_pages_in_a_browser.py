@@ -157,6 +157,7 @@ def test_slider_moves_along_the_training_by_keys(page: Page, runs: list[RunRepor
     page.wait(lambda: page.js(top, MOVED) == expected[2])
 
 
+@pytest.mark.slow
 def test_tab_reaches_the_sliders_with_a_visible_focus(page: Page, address: str) -> None:
     from selenium.webdriver import Keys
 
@@ -188,6 +189,7 @@ def test_page_fits_a_phone(page: Page) -> None:
                    "i.parentNode.querySelector('source').srcset)")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_print_shows_every_figure_whole(page: Page) -> None:
     page.drawn(TURNED)
     pdf = base64.b64decode(page.command("Page.printToPDF", paperWidth=8.27, paperHeight=11.69)["data"])
@@ -214,6 +216,7 @@ def test_page_says_what_it_shows(page: Page) -> None:
     assert page.js(nameless) == 0
 
 
+@pytest.mark.slow
 def test_pointer_reads_the_values_off_the_contours(page: Page, runs: list[RunReport]) -> None:
     from selenium.webdriver import ActionChains
 
@@ -230,6 +233,7 @@ def test_pointer_reads_the_values_off_the_contours(page: Page, runs: list[RunRep
     assert "x 0.5" in said and f"loss {loss:.5g} ± {error:.2g}" in said and f"accuracy {100 * accuracy:.2f}%" in said
 
 
+@pytest.mark.slow
 def test_dark_screens_get_dark_figures(page: Page) -> None:
     page.drawn(TURNED)
     page.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
@@ -238,6 +242,7 @@ def test_dark_screens_get_dark_figures(page: Page) -> None:
     assert page.pixels("figure img").min(axis=2).mean() < 80  # axes and text are light, on a page that is dark
 
 
+@pytest.mark.slow
 def test_command_can_be_copied(page: Page) -> None:
     button = page.find("#again .command button")
     page.js("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button)
@@ -245,6 +250,7 @@ def test_command_can_be_copied(page: Page) -> None:
     page.wait(lambda: button.text in ("Copied", "Selected"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["inline", "directory"])
 def test_a_figure_alone_turns_its_scenes_together(browser, library: str, tmp_path: Path) -> None:
     from selenium.webdriver import Keys
