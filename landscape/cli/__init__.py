@@ -8,7 +8,11 @@ from typing import Any
 
 # Command: its module and class, and the first line of its help, which is there without importing them.
 COMMANDS = {
-    "compare": ("compare", "Compare", "Measure checkpoints on the same examples, shards, draws and plane; one page about how they differ."),
+    "compare": (
+        "compare",
+        "Compare",
+        "Measure checkpoints on the same examples, shards, draws and plane, and write one page about how they differ.",
+    ),
     "train": (
         "train",
         "Train",
