@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_map
 from landscape.batches import count_examples, is_pair, seed_torch
 from landscape.fastforms import Form
 from landscape.objective import Held, Objective, Parameters, differentiable
-from landscape.sharpness.layerwise import Layers, NotByLayers
+from landscape.sharpness.layerwise import Layers
+from landscape.sharpness.shard_calls import NotByLayers
 
 Evaluate = Callable[[Parameters, Any, Held], Tensor]  # the mean loss of a batch
 
