@@ -194,7 +194,7 @@ def fastest_evaluator(
 
     A way counts only if it can be gone with this loss, and gives the losses of the plain loop at the corners and in the middle of `points`,
     to 1e-5 in float32 and 1e-10 in float64. The one that promises most is taken unless another is clearly faster in two looks: noise shall
-    not choose. Looking takes a few hundredths of the time of the work. Call it where random numbers are put back and nothing is
+    not choose. Looking takes two or three hundredths of the time of the work. Call it where random numbers are put back and nothing is
     differentiated (`stateless.undisturbed`).
 
     Args:
@@ -248,7 +248,7 @@ def fastest_evaluator(
 
 _AGREE = {torch.float64: 1e-10, torch.float32: 1e-5}
 _CLEARLY = 0.7
-_SHARE = 0.02
+_SHARE = 0.005
 WORTH_COMPARING = 200  # evaluations of a point on a batch: fewer are done before the ways are compared
 
 
