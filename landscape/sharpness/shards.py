@@ -32,6 +32,7 @@ from landscape.results.types import Array
 from landscape.sharpness.layerwise import Layers, layers_of
 from landscape.sharpness.over_ranks import Share
 from landscape.sharpness.shard_losses import Called, Evaluate, JoinedStacks, Layered, Plain, ShardLoss, Stacks, Transformed, cut
+from landscape.sharpness.stacking import groups, stack
 from landscape.stateless import recurrent_gradients, undisturbed
 
 # Bytes that shards computed together may take beyond the model. Much larger chunks leave a CPU's caches and gain nothing.
@@ -159,7 +160,7 @@ class _Shards:
             if way.chunk > 1 and self._can_be_viewed(look(1)[0][1]):
                 self._views(way.chunk, results, weights, bar)
             else:
-                for group in _groups(chain(first[len(results) :], mine), way.chunk, self._m):
+                for group in groups(chain(first[len(results) :], mine), way.chunk, self._m):
                     together = 1 < len(group) and (len(group) == way.chunk or len(group) >= _TRIAL[0])
                     results += [self._together(group)] if together else [self._one(shard, i) for i, shard in group]
                     weights += [self.objective.weight(shard) for _, shard in group]
@@ -225,19 +226,7 @@ class _Shards:
             return self._measure(Plain(self.objective, self._call, self._given(shard, index), index, self._origin)).reshape(1, -1)
 
     def _together(self, group: Sequence[tuple[int, Any]]) -> Tensor:
-        shards = [self._given(shard, i) for i, shard in group]
-        flat, spec = tree_flatten(shards[0])
-        columns = list(zip(*(tree_flatten(shard)[0] for shard in shards), strict=True))
-        varies = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in flat]
-        if any(not v and any(not _same(leaf, column[0]) for leaf in column) for v, column in zip(varies, columns, strict=True)):
-            raise _NotVectorizable("batches hold values that differ from shard to shard and are no tensors with examples")
-        stacked = [torch.stack(column) for v, column in zip(varies, columns, strict=True) if v]
-
-        def shard_of(parts: list[Tensor]) -> Any:
-            given = iter(parts)
-            return tree_unflatten([next(given) if v else leaf for v, leaf in zip(varies, flat, strict=True)], spec)
-
-        return self._mapped(stacked, shard_of)
+        return self._mapped(*stack([self._given(shard, i) for i, shard in group]))
 
     # ---- which way --------------------------------------------------------------------------------------------------
 
@@ -366,28 +355,3 @@ def _plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-
-
-class _NotVectorizable(TypeError):
-    """Shards that cannot be stacked."""
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
-    return bool(a == b)
-
-
-def _groups(shards: Iterator[tuple[int, Any]], size: int, m: int) -> Iterator[list[tuple[int, Any]]]:
-    """Yield lists of `size` shards of m examples each; a shorter shard comes in a list of its own."""
-    held: list[tuple[int, Any]] = []
-    for index, shard in shards:
-        if count_examples(shard) != m and held:
-            yield held
-            held = []
-        held.append((index, shard))
-        if len(held) == size:
-            yield held
-            held = []
-    if held:
-        yield held
