@@ -12,15 +12,18 @@ from landscape.plots.checks import check_drawing
 from landscape.plots.contours import contours
 from landscape.plots.curvature import curvature
 from landscape.plots.eigenvalues import eigenvalues
+from landscape.plots.gaps import measures_and_gaps
 from landscape.plots.generalization import generalization
 from landscape.plots.lines import lines
+from landscape.plots.measures import measures
 from landscape.plots.paths import on_same_plane, paths, trajectory
 from landscape.plots.report import RunReport
 from landscape.plots.saving import save
+from landscape.plots.sections import further_measures
 from landscape.plots.seeds import over_seeds
 from landscape.plots.sharpness import sharpness
 from landscape.plots.spectra import spectra
-from landscape.plots.speed import speed
+from landscape.plots.speed import reached_by_all, speed
 from landscape.plots.style import FULL, Look, method_looks
 from landscape.plots.surfaces3d import surfaces3d
 from landscape.plots.traces import traces
@@ -35,6 +38,7 @@ Kind = Literal[
     "eigenvalues",
     "spectra",
     "sharpness",
+    "measures",
     "training",
     "speed",
     "curvature",
@@ -137,30 +141,14 @@ def _numbers(plan: _Plan, groups: Mapping[str, list[RunReport]], first: Mapping[
     plan.add("spectra", "spectra", spectra, densities, looks=looks, eigen={name: eigen[name] for name in densities if name in eigen})
     plan.add("sharpness", "sharpness", sharpness, {name: run.sharpness for name, run in first.items() if run.sharpness}, looks=looks)
     plan.add("training", "training", training, {name: of[0] for name, of in histories.items()}, looks=looks)
-    plan.add("speed", "speed", speed, histories, looks=looks)
+    plan.add("speed", "speed", speed, histories, looks=looks, target=reached_by_all(histories))
     plan.add("curvature", "curvature", curvature, {n: run.curvature for n, run in first.items() if run.curvature is not None}, looks=looks)
-    kinds: dict[str, Callable[[RunReport], Any]] = {
-        "sharpness": lambda run: run.sharpness[min(run.sharpness)] if run.sharpness else None,
-        "eigenvalue": lambda run: run.eigen,
-        "trace": lambda run: run.trace,
-    }
-    for kind, measure in kinds.items():
-        both = {name: [(measure(run), _gap(run)) for run in of] for name, of in groups.items()}
-        both = {name: [pair for pair in of if None not in pair] for name, of in both.items()}
-        measured = {name: [pair[0] for pair in of] for name, of in both.items() if of}
-        gaps = {name: [pair[1] for pair in of] for name, of in both.items() if of}
-        if sum(map(len, gaps.values())) >= 3:  # fewer have no rank correlation
-            plan.add("generalization", f"generalization-{kind}", generalization, measured, gaps=gaps, looks=looks)
+    for kind, (measured, gaps) in measures_and_gaps(groups).items():
+        plan.add("generalization", f"generalization-{kind}", generalization, measured, gaps=gaps, looks=looks)
+    further = further_measures(first.values())
+    plan.add("measures", "measures", measures, further if len(further) > 1 else {}, looks=looks)
     if any(len(of) > 1 for of in groups.values()):
         plan.add("seeds", "seeds", over_seeds, _over_seeds(groups), looks=looks)
-
-
-def _gap(run: RunReport) -> Any:
-    """Return the training history, or the difference of the losses that were measured at the end; None without either."""
-    test, train = (run.attributes.get(f"{part}_loss") for part in ("test", "train"))
-    if isinstance(test, int | float) and isinstance(train, int | float):
-        return float(test) - float(train)
-    return run.training if run.training is not None and len(run.training.epoch) else None
 
 
 def _over_seeds(groups: Mapping[str, list[RunReport]]) -> dict[str, dict[str, list[float]]]:

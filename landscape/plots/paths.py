@@ -82,6 +82,9 @@ def paths(
             ax.set_xlabel(axis)
             ax.set_ylabel(what)
             ax.grid(True)
+        if both:
+            low, high = axes[1].get_ylim()
+            axes[1].set_ylim(top=min(high, 1 + 0.05 * (1 - low)))  # no accuracy is above 1, however narrow the range
         if not any(np.isfinite(p.loss).any() for p in of.values()):
             axes[0].text(0.5, 0.5, "no finite loss", transform=axes[0].transAxes, ha="center")
         note = "band: ± 1 standard error over examples" if any(np.isfinite(p.stderr).any() for p in of.values()) else None

@@ -16,20 +16,24 @@ import numpy as np
 from landscape.plots.contours import contour, contours
 from landscape.plots.curvature import curvature
 from landscape.plots.eigenvalues import eigenvalues
+from landscape.plots.gaps import measures_and_gaps
+from landscape.plots.generalization import generalization
 from landscape.plots.interactive import Live
 from landscape.plots.lines import lines
+from landscape.plots.measures import measures
 from landscape.plots.paths import on_same_plane, paths, trajectory
 from landscape.plots.saving import METADATA
 from landscape.plots.scale import LossScale, loss_scale
 from landscape.plots.sharpness import sharpness
 from landscape.plots.sliders import eigenvalues_slider, layers_slider, spectrum_slider, surface_slider, trajectory_slider
 from landscape.plots.spectra import spectra
+from landscape.plots.speed import reached_by_all, speed
 from landscape.plots.style import COLUMN, FULL, INK, MISSING, Look, PaperFigure, method_looks, paper_style
 from landscape.plots.surfaces3d import surface3d, surfaces3d
 from landscape.plots.traces import traces
 from landscape.plots.training import training
 from landscape.results.store import file_name
-from landscape.results.types import LossPath, Result, Surface
+from landscape.results.types import LossPath, Result, Sharpness, Surface
 
 if TYPE_CHECKING:
     from landscape.plots.report import RunReport
@@ -102,13 +106,20 @@ class Sections(list[Section]):
         """Add a section of one picture."""
         pictures = _both(partial(draw, found, **options), wide)
         part = Part(caption, f"{alt} of {', '.join(found)}.", pictures, full=wide == FULL, live=live, more=more)
-        results = {name: list(r.values()) if isinstance(r, dict) else [r] for name, r in found.items()}
+        results = {name: list(r.values()) if isinstance(r, dict) else r if isinstance(r, list) else [r] for name, r in found.items()}
         self._add(key, title, [part], results, key.partition("-")[0])
 
     def _training(self) -> None:
         if found := self._having(lambda run: run.training):
             caption = "Loss and accuracy while training; dashed on training data, solid on test data."
             self._one("training", "Training", caption, found, training, "Loss and accuracy over epochs and seconds", looks=self.looks)
+        if found := self._having(lambda run: run.training if run.training is not None and len(run.training.epoch) else None):
+            target = reached_by_all({name: [history] for name, history in found.items()})
+            caption = "Test accuracy against seconds of training, at the end of each epoch" + (
+                f"; the legend says when {target:g}, dotted, is reached, by straight lines between epochs." if target else "."
+            )
+            alt = "Test accuracy over seconds of training"
+            self._one("speed", "Accuracy against seconds", caption, found, speed, alt, wide=HALF, looks=self.looks, target=target)
 
     def _surface(self, name: str) -> None:
         of = {run.name: run.surfaces[name] for run in self.runs if name in run.surfaces}
@@ -225,12 +236,33 @@ class Sections(list[Section]):
             caption = "How much the loss rises along one ascent step, averaged over shards of m examples."
             alt = "Sharpness by shard size m, as in the table above,"
             self._one("sharpness", "Sharpness", caption, found, sharpness, alt, **options)
+        if len(further := further_measures(self.runs)) > 1:
+            caption = (
+                "Every further measure of sharpness, each on a scale of its own that begins at zero; the numbers are in the table above."
+            )
+            alt = "Further measures of sharpness, as in the table above,"
+            self._one("measures", "Sharpness: further measures", caption, further, measures, alt, looks=self.looks)
+        self._generalization()
         if found := self._having(lambda run: run.curvature if run.curvature is not None and len(run.curvature.epoch) else None):
             caption = "The largest eigenvalues of the Hessian (bands: residuals) and its trace (bars: standard errors), epoch by epoch."
             alt = "Largest eigenvalues and trace of the Hessian over epochs"
             moving = live("curvature", [alt], [eigenvalues_slider(found, looks=self.looks)], f"{alt}, one at a time", POINT)
             more = "Epoch by epoch"
             self._one("curvature", "Curvature while training", caption, found, curvature, alt, moving, more, looks=self.looks)
+
+    def _generalization(self) -> None:
+        parts: list[Part] = []
+        words = {"sharpness": "sharpness at the smallest m", "eigenvalue": "the largest eigenvalue", "trace": "the trace of the Hessian"}
+        of: dict[str, list[Result]] = {}
+        found = measures_and_gaps({run.name: [run] for run in self.runs})
+        for kind, (measured, gaps) in found.items():
+            caption = f"Test loss less training loss against {words[kind]}, a dot for each run; τ is Kendall's rank correlation."
+            pictures = _both(partial(generalization, measured, gaps, looks=self.looks), HALF)
+            parts.append(Part(caption, f"Generalisation gap against {words[kind]} of {', '.join(measured)}.", pictures, full=False))
+            for name, results in measured.items():
+                of.setdefault(name, []).extend(results)
+        if parts:
+            self._add("generalization", "Sharpness and generalisation gap", parts, of, f"generalization-{next(iter(found))}")
 
     def _gradients(self) -> None:
         parts: list[Part] = []
@@ -253,6 +285,12 @@ class Sections(list[Section]):
             of[run.name] = [trace]
         if parts:
             self._add("gradients", "Gradients while training", parts, of, f"gradients-{next(iter(of))}")
+
+
+def further_measures(runs: Iterable[RunReport]) -> dict[str, list[Sharpness]]:
+    """Return every measure of sharpness but those by shard size, which have a figure of their own, of each run that has some."""
+    found = {run.name: [result for result in run.measures.values() if isinstance(result, Sharpness)] for run in runs}
+    return {name: of for name, of in found.items() if of}
 
 
 def live(key: str, names: list[str], figures: list[Any], alt: str, note: str = "", scale: LossScale | None = None) -> Live:

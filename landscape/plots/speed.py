@@ -97,6 +97,23 @@ def speed(
     return figure
 
 
+def reached_by_all(histories: Mapping[str, Sequence[TrainingHistory]]) -> float | None:
+    """Return a target for `speed`: the largest accuracy, in whole percent, that every method reaches in the mean of its seeds.
+
+    Args:
+        histories: by method, those of its seeds.
+
+    Returns:
+        The accuracy, or None where there is none above zero to compare, or fewer than two methods.
+    """
+    if len(histories) < 2 or any(len({tuple(h.epoch) for h in of}) > 1 for of in histories.values()):
+        return None
+    best = [curve.middle[np.isfinite(curve.middle)] for curve in (_curve(list(of), "histories") for of in histories.values())]
+    least = min((float(b.max()) for b in best), default=0.0) if all(b.size for b in best) else 0.0
+    target = float(np.floor(100 * least + 1e-9)) / 100
+    return target if 0 < target <= 1 else None
+
+
 def _curve(value: object, argument: str) -> _Curve:
     given = list(value) if isinstance(value, (list, tuple)) else [value]
     if not given:

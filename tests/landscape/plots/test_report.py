@@ -138,6 +138,22 @@ def test_table_holds_the_numbers_with_their_errors(runs: list[RunReport]) -> Non
     assert "50.00 %" in again.rows[0] and any(cell.endswith("*") for cell in again.rows[0]) and "tolerance" in again.notes[0]
 
 
+def test_page_draws_speed_gaps_and_further_measures_where_runs_hold_them(runs: list[RunReport], tmp_path: Path) -> None:
+    some = [
+        dataclasses.replace(
+            RunReport(f"m{i}", r.training, trace=r.trace),
+            measures={"gap": dataclasses.replace(r.sharpness[1], measure="sam_gap")} if i < 2 else {},
+        )
+        for i, r in enumerate([*runs, runs[0]])
+    ]
+    ids = [a.get("id") for _, a in Page(report(some, tmp_path / "a.html").read_text()).tags]
+    assert {"speed", "measures", "generalization"} < set(ids)
+    least = min(run.training.test_accuracy.max() for run in runs if run.training is not None)
+    assert f"the legend says when {int(100 * least) / 100:g}, dotted, is reached" in (tmp_path / "a.html").read_text()
+    ids = [a.get("id") for _, a in Page(report(some[1:], tmp_path / "b.html").read_text()).tags]
+    assert "speed" in ids and not {"measures", "generalization"} & set(ids)  # one run to compare, and two points
+
+
 def test_runs_on_different_data_are_pointed_out(runs: list[RunReport]) -> None:
     assert not any("same data" in note for note in origins_table(runs).notes)
     eigen = runs[1].eigen
