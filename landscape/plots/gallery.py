@@ -18,7 +18,7 @@ from landscape.plots.lines import lines
 from landscape.plots.measures import measures
 from landscape.plots.paths import on_same_plane, paths, trajectory
 from landscape.plots.report import RunReport
-from landscape.plots.saving import save
+from landscape.plots.saving import save, stem_of
 from landscape.plots.sections import further_measures
 from landscape.plots.seeds import over_seeds
 from landscape.plots.sharpness import sharpness
@@ -29,7 +29,6 @@ from landscape.plots.surfaces3d import surfaces3d
 from landscape.plots.traces import traces
 from landscape.plots.training import training
 from landscape.progress import progress
-from landscape.results.store import file_name
 
 Kind = Literal[
     "contours",
@@ -118,7 +117,7 @@ class _Plan:
         formats: Sequence[str] = (("html",) if self.html else ()) if plotly else self.formats
         if having and formats and kind in self.kinds:
             style = {"theme": self.style["theme"]} if plotly else self.style
-            self.drawings.append((file_name(stem), formats, lambda: make(having, **options, **style)))
+            self.drawings.append((stem_of(stem), formats, lambda: make(having, **options, **style)))
 
 
 def _surfaces(plan: _Plan, groups: Mapping[str, list[RunReport]], first: Mapping[str, RunReport], looks: Mapping[str, Look]) -> None:

@@ -197,10 +197,12 @@ def _error(result: Sharpness) -> float:
 
 def _from_zero(ax: Axes, values: Sequence[float], errors: Sequence[float]) -> None:
     """Let the axis begin at zero, so that lengths can be compared, and write few round numbers."""
-    low = min(min(v - e for v, e in zip(values, errors, strict=True)), 0.0)
-    high = max(max(v + e for v, e in zip(values, errors, strict=True)), 0.0)
+    ends = [end for v, e in zip(values, errors, strict=True) for end in (v - e, v + e) if math.isfinite(end)]
+    if not ends:
+        ax.text(0.5, 0.5, "no finite value", transform=ax.transAxes, ha="center", va="center", fontsize=6)
+    low, high = min([*ends, 0.0]), max([*ends, 0.0])
     room = 0.12 * (high - low or 1.0)
-    ax.set_ylim(low - (room if low < 0 else 0), high + (room if high > 0 else 0))
+    ax.set_ylim(low - (room if low < 0 else 0), high + (room if high > 0 or low == high else 0))
     ax.yaxis.set_major_locator(MaxNLocator(4))
     ax.yaxis.set_major_formatter(lambda value, _: number(value) if value else "0")
 

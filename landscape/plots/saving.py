@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 from landscape.plots.interactive import page
 from landscape.plots.style import PaperFigure, paper_style
+from landscape.results.store import file_name
 
 # nothing in a file says when it was written
 METADATA: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}, "png": {}}
@@ -62,6 +64,14 @@ def save(
                 write_whole(target, lambda path, kind=kind: figure.savefig(path, format=kind, dpi=dpi, metadata=METADATA[kind]))  # type: ignore[misc]
         written.append(target)
     return written
+
+
+def stem_of(text: str) -> str:
+    """Return a name for a file that says what it shows; of what is too long for one, the beginning and a hash of all of it."""
+    try:
+        return file_name(text)
+    except ValueError:
+        return f"{file_name(text[:12])}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}"
 
 
 def write_whole(target: Path, write: Callable[[Path], object]) -> None:

@@ -22,7 +22,7 @@ from landscape.plots.interactive import Live
 from landscape.plots.lines import lines
 from landscape.plots.measures import measures
 from landscape.plots.paths import on_same_plane, paths, trajectory
-from landscape.plots.saving import METADATA
+from landscape.plots.saving import METADATA, stem_of
 from landscape.plots.scale import LossScale, loss_scale
 from landscape.plots.sharpness import sharpness
 from landscape.plots.sliders import eigenvalues_slider, layers_slider, spectrum_slider, surface_slider, trajectory_slider
@@ -32,7 +32,6 @@ from landscape.plots.style import COLUMN, FULL, INK, MISSING, Look, PaperFigure,
 from landscape.plots.surfaces3d import surface3d, surfaces3d
 from landscape.plots.traces import traces
 from landscape.plots.training import training
-from landscape.results.store import file_name
 from landscape.results.types import LossPath, Result, Sharpness, Surface
 
 if TYPE_CHECKING:
@@ -317,7 +316,7 @@ def drawing(runs: Sequence[RunReport], names: Sequence[str], stem: str) -> list[
     if not stem or not found or any(file is None for file in found):
         return []
     text = shlex.join(["landscape", "plot", *map(str, found), "--out", "figures"])
-    return [Command(f"Draw figures/{file_name(stem)}.pdf and what else there is", text)]
+    return [Command(f"Draw figures/{stem_of(stem)}.pdf and what else there is", text)]
 
 
 def svg(figure: PaperFigure) -> str:

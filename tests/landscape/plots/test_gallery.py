@@ -7,7 +7,7 @@ import pytest
 from conftest import Ripple
 
 from landscape import plots
-from landscape.plots import RunReport, gallery
+from landscape.plots import RunReport, gallery, report
 from landscape.plots.gallery import draw_all
 
 
@@ -19,6 +19,15 @@ def test_every_picture_lies_in_the_folder(name: str, flat: Ripple, tmp_path: Pat
     written = draw_all([run], out, formats=("png",))
     assert len(written) == 3 and {path.parent for path in written} == {out}
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(written)
+
+
+def test_names_too_long_for_a_file_are_shortened_each_in_its_own_way(flat: Ripple, tmp_path: Path) -> None:
+    names = ["日" * 60, "日" * 61, "W" * 195]
+    run = RunReport("a" * 200, surfaces={name: flat.surface(5, None) for name in names}, file=tmp_path / "a.h5")
+    written = draw_all([run], tmp_path, formats=("png",))
+    assert len(set(written)) == 3 and all(path.is_file() for path in written)
+    page = report([run], tmp_path / "r.html").read_text()
+    assert all(f"Draw figures/{path.stem}.pdf" in page for path in written)
 
 
 def test_a_name_may_be_a_line_in_one_run_and_a_plane_in_another(flat: Ripple, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from conftest import Ripple
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -81,3 +82,10 @@ def test_what_has_no_error_or_steps_is_drawn_without(results) -> None:
         plots.sam_gaps({"a": [single]})
     with pytest.raises(TypeError, match="dictionary from names to lists"):
         plots.measures({"a": single})
+
+
+def test_a_measure_that_is_not_finite_leaves_the_others_drawn(flat: Ripple) -> None:
+    good, bad = flat.sharpness(1), dataclasses.replace(flat.sharpness(1), value=float("nan"), stderr=float("nan"))
+    figure = plots.measures({"a": [good], "b": [bad]})
+    assert figure.axes[0].get_ylim()[1] > good.value
+    assert "no finite value" in [t.get_text() for t in plots.measures({"a": [bad], "b": [bad]}).axes[0].texts]
