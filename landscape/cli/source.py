@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -203,7 +204,15 @@ def resolve(reference: str) -> Any:
 def load(reference: str) -> Any:
     """Return what a factory given as package.module:name makes."""
     made = resolve(reference)
-    return made() if callable(made) and not isinstance(made, nn.Module) else made
+    if not callable(made) or isinstance(made, nn.Module):
+        return made
+    try:
+        inspect.signature(made).bind()
+    except TypeError as error:
+        raise ValueError(f"{reference} is called without arguments: {error}") from error
+    except ValueError:  # it has no signature
+        pass
+    return made()
 
 
 def first_examples(data: Any, count: int | None) -> Any:

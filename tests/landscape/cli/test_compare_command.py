@@ -23,6 +23,9 @@ def net():
 def wide():
     return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
 
+def of_width(width):
+    return nn.Linear(6, width)
+
 def data():
     g = torch.Generator().manual_seed(0)
     return torch.randn(40, 6, generator=g), torch.randint(0, 3, (40,), generator=g)
@@ -139,6 +142,7 @@ def test_damaged_and_foreign_checkpoints_are_one_sentence(tmp_path: Path) -> Non
         (["a.pt", "b.pt", *OF, "--measures", "flat"], "measures must be 'all' or some of"),
         (["a.pt", "b.pt", "--model", "own_nets:wide", "--data", "own_nets:data"], "does not fit Sequential"),
         (["a.pt", "b.pt", "--model", "own_nets:nett", "--data", "own_nets:data"], "has no attribute 'nett'"),
+        (["a.pt", "b.pt", "--model", "own_nets:of_width", "--data", "own_nets:data"], "of_width is called without arguments: missing"),
         (["a.pt", "b.pt", *OF, "-o", "."], "is a folder: name the page"),
         (["a.pt", "b.pt", *OF, "--model", "own_nets:net", "own_nets:net", "own_nets:net"], "--model must be one factory"),
     ],
