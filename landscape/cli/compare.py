@@ -112,6 +112,8 @@ class Compare:
             print(f"\n{found.differences()}")
         elif (measures := measures_table(list(found.runs.values()))).rows:
             print(f"\n{measures.text()}")
+        for (one, other), path in found.paths.items():
+            print(f"on the straight line from {one} to {other}: {path.summary()}")
         for part, reason in found.left_out.items():
             print(f"{title(part)} was left out: {reason}")
         files = [*map(str, found.files.values()), *([str(folder / "pairs")] if len(models) > 1 else [])]

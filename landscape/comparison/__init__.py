@@ -80,8 +80,8 @@ def compare(
     if not models:
         raise ValueError("models is empty: give at least one, such as {'sgd': model}")
     for name in models:
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"models: a name must be a text that is not blank, got {name!r}")
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise ValueError(f"models: a name must be a printable text on one line that is not blank, got {name!r}")
     for what, given in (("histories", histories), ("traces", traces), ("commands", commands)):
         unknown = [name for name in given or {} if name not in models]
         if unknown:
@@ -92,6 +92,8 @@ def compare(
     folder = None if out is None else Path(out)
     paths = {name: None if folder is None else folder / f"{store.file_name(name)}.h5" for name in models}
     seconds = None if budget is None else seconds_of(budget)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {seed!r}")
     job = Job(models, loss, data, test_data, options, reference, sizes or Sizes(), seconds, seed, folder, say, progress)
     about = {name: {"command": of} if (of := (commands or {}).get(name, "")) else {} for name in models}
     subjects = job.subjects(paths, about)

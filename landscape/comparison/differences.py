@@ -17,7 +17,7 @@ from landscape.intervals import mean_stderr
 from landscape.plots import RunReport
 from landscape.plots.tables import Table
 from landscape.results.numbers import NONE, with_error
-from landscape.results.types import Provenance, Result, Sharpness, Subsampled, TraceEstimate
+from landscape.results.types import Eigenpairs, Provenance, Result, Sharpness, Subsampled, TraceEstimate
 from landscape.sharpness import paired_difference
 
 BOUND = "residuals"  # what is no standard error
@@ -136,10 +136,7 @@ def differences_of(
                     Difference(f"{part} {what}", *names, pair, pair[0] - pair[1], float(errors[i]), "examples", True, each[:, i], weights)
                 )
     if one.eigen is not None and other.eigen is not None:
-        i, j = (int(np.argmax(r.eigen.values)) for r in (one, other) if r.eigen is not None)
-        pair = (float(one.eigen.values[i]), float(other.eigen.values[j]))
-        bound = float(one.eigen.residuals[i] + other.eigen.residuals[j])
-        found.append(Difference("λ_max", *names, pair, pair[0] - pair[1], bound, BOUND))
+        found.append(_of_eigenvalues(names, one.eigen, other.eigen))
     if one.trace is not None and other.trace is not None:
         found.append(_of_traces(names, one.trace, other.trace, same_shapes))
     of_other = {_key(s): s for s in sharpness[1]}
@@ -157,6 +154,15 @@ def differences_of(
         paired = over != "draws" or same_shapes
         found.append(Difference(label, *names, (a_sharp.value, b_sharp.value), d.value, d.stderr, over, paired, d.per_shard, d.shard_sizes))
     return found, notes
+
+
+def _of_eigenvalues(names: tuple[str, str], a: Eigenpairs, b: Eigenpairs) -> Difference:
+    # Of eigenvalues found by magnitude the largest one is the largest of all only if it is positive.
+    known = all(r.which != "magnitude" or r.values.max() >= 0 for r in (a, b))
+    i, j = (int(np.argmax(r.values if known else abs(r.values))) for r in (a, b))
+    pair = (float(a.values[i]), float(b.values[j]))
+    label = "λ_max" if known else "λ of largest magnitude"
+    return Difference(label, *names, pair, pair[0] - pair[1], float(a.residuals[i] + b.residuals[j]), BOUND)
 
 
 def _of_traces(names: tuple[str, str], a: TraceEstimate, b: TraceEstimate, same_shapes: bool) -> Difference:

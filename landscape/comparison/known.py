@@ -23,6 +23,8 @@ from landscape.surfaces import Plane
 R = TypeVar("R", bound=Result)
 
 _VERSION = 1
+_OF_TEST_DATA = "subsampled/evaluation_test"
+_INSTEAD = "choose another folder for out (-o or --results on the command line)"
 _WORDS = {"parameter_sha256": "model", "data_sha256": "data set", "loss_at_parameters": "loss", "varied_sha256": "choice of parameters"}
 
 
@@ -84,7 +86,9 @@ def surface_to_go_on(
 
 
 def refuse_another_question(path: Path, now: Provenance) -> None:
-    """Stop before anything is measured where a file holds numbers of other weights or another loss on the same examples.
+    """Stop before anything is measured where a file holds numbers of other weights, as many other examples, or another loss on the same.
+
+    Fewer or more examples are no other question: such numbers are replaced.
 
     Args:
         path: the file.
@@ -102,10 +106,13 @@ def refuse_another_question(path: Path, now: Provenance) -> None:
         if not isinstance(then, Eigenpairs | TraceEstimate | SpectralDensity | Sharpness | Subsampled):
             continue
         other = [n for n in ("parameter_sha256", "varied_sha256") if getattr(then.provenance, n) != getattr(now, n)]
-        if not other and then.provenance.data_sha256 == now.data_sha256 and not same_loss(then.provenance, now):
+        same_data = then.provenance.data_sha256 == now.data_sha256
+        if not other and same_data and not same_loss(then.provenance, now):
             other = ["loss_at_parameters"]
+        if not other and not same_data and then.provenance.examples == now.examples and group != _OF_TEST_DATA:
+            other = ["data_sha256"]
         if other:
-            raise ValueError(f"{path} holds measurements of another {_WORDS[other[0]]}: choose another folder for out")
+            raise ValueError(f"{path} holds measurements of another {_WORDS[other[0]]}: {_INSTEAD}")
 
 
 def question_of(probes: Mapping[str, Provenance]) -> dict[str, Any]:
@@ -139,8 +146,11 @@ class Notebook:
             if held["version"] != _VERSION or held["asked"] != self._head["asked"]:
                 return None
             self._refuse(held["question"])
-            if set(held["question"]) != set(self._head["question"]):
+            now = self._head["question"]
+            if set(held["question"]) != set(now):
                 return None  # other models than before: sizes are chosen anew, and what fits is kept
+            if any(held["question"][name][key] != of[key] for name, of in now.items() for key in ("batch_norm", "dtype")):
+                return None  # other numbers at other costs
             plan = held["plan"]
             given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plan.pop("sizes").items()}
             sizes = Sizes(**given)
@@ -157,8 +167,7 @@ class Notebook:
             for key in ("parameter_sha256", "varied_sha256", "data_sha256"):
                 if before[key] != now[key]:
                     raise ValueError(
-                        f"{self._path.parent if self._path else ''} holds measurements of {name!r} with another {_WORDS[key]}: "
-                        "choose another folder for out"
+                        f"{self._path.parent if self._path else ''} holds measurements of {name!r} with another {_WORDS[key]}: {_INSTEAD}"
                     )
 
     def write(self, plan: Plan, costs: Mapping[str, Costs], spent: float) -> None:

@@ -227,7 +227,7 @@ def between(
     """
     over = one.surface_objective
     size = -(-over.examples // BETWEEN_BATCHES)
-    if over.batches.in_memory and size < over.batches.batch_size and "batch_size" not in options:
+    if over.batches.in_memory and size < over.batches.batch_size and options.get("batch_size") is None:
         over = Objective(one.model, loss, data, **{**options, "batch_size": size})
     name = f"from {one.name}"
     statistics = "recompute" if statistics_names(over) else "interpolate"

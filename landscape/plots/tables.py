@@ -56,11 +56,13 @@ def methods_table(runs: Sequence[RunReport]) -> Table:
         ]
         eigen, trace, history = run.eigen, run.trace, run.training
         biggest = int(np.argmax(eigen.values)) if eigen is not None and len(eigen.values) else None
-        row.append(
-            NONE
-            if eigen is None or biggest is None
-            else with_error(eigen.values[biggest], eigen.residuals[biggest]) + ("" if eigen.converged else " *")
-        )
+        if eigen is None or biggest is None:
+            row.append(NONE)
+        else:
+            text = with_error(eigen.values[biggest], eigen.residuals[biggest])
+            if eigen.which == "magnitude" and eigen.values[biggest] < 0:  # all others are no larger than the smallest found
+                text = f"≤ {abs(eigen.values).min():.4g}"
+            row.append(text + ("" if eigen.converged else " *"))
         row.append(NONE if trace is None else with_error(trace.value, trace.stderr) + ("" if trace.converged else " *"))
         row += [with_error(s.value, s.stderr) if (s := run.sharpness.get(m)) else NONE for m in sizes]
         ended = history is not None and len(history.epoch) > 0

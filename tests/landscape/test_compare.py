@@ -34,13 +34,13 @@ SMALL = landscape.Sizes(**{**vars(SIZES), "points": 0, "between": 0, "density_pr
 
 def given() -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(0)
-    return torch.randn(20, 4, generator=g), torch.randint(0, 3, (20,), generator=g)
+    return torch.randn(20, 4, generator=g).double(), torch.randint(0, 3, (20,), generator=g)
 
 
-def two_models(dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:
+def two_models() -> dict[str, nn.Module]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        first = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
+        first = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     second = copy.deepcopy(first)
     with torch.no_grad():
         second[0].weight.mul_(1.5)
@@ -110,16 +110,16 @@ def test_differences_of_sharpness_are_those_of_shards(compared, models, data) ->
 
 def test_traces_are_of_the_same_probes_as_dense_hessians_show() -> None:
     sizes = landscape.Sizes(**{**vars(SMALL), "trace_tol": 0.9, "measures": ()})
-    found = landscape.compare(two_models(torch.float64), F.cross_entropy, (given()[0].double(), given()[1]), sizes=sizes)
+    found = landscape.compare(two_models(), F.cross_entropy, given(), sizes=sizes)
     probes, generator, samples = [], torch.Generator().manual_seed(0), []
-    for model in two_models(torch.float64).values():
+    for model in two_models().values():
         shapes = {n: p.shape for n, p in model.named_parameters()}
         start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
         def loss(w: torch.Tensor, model: nn.Module = model, shapes: dict = shapes) -> torch.Tensor:
             parts = torch.split(w, [s.numel() for s in shapes.values()])
             params = {n: v.view(s) for (n, s), v in zip(shapes.items(), parts, strict=True)}
-            return F.cross_entropy(torch.func.functional_call(model, params, (given()[0].double(),)), given()[1])
+            return F.cross_entropy(torch.func.functional_call(model, params, (given()[0],)), given()[1])
 
         h = torch.autograd.functional.hessian(loss, start)
         values, vectors = torch.linalg.eigh(h)
@@ -184,6 +184,59 @@ def test_another_loss_is_another_question(models, data, tmp_path: Path) -> None:
         landscape.compare({"sgd": models["a/b <script>"]}, F.cross_entropy, data, out=tmp_path / "a", sizes=SMALL)
 
 
+def test_other_examples_of_the_same_number_are_another_question_and_fewer_are_not(models, data, tmp_path: Path) -> None:
+    one = {"sgd": models["sgd"]}
+    x = torch.cat([data[0]] * 4)
+    few = landscape.Sizes(**{**vars(SMALL), "examples": 40})
+    landscape.compare(one, F.cross_entropy, (x, data[1].repeat(4)), out=tmp_path, sizes=few)
+    changed = x.clone()
+    changed[2] += 1e-3  # none of those that are looked at first
+    before = (tmp_path / "sgd.h5").read_bytes()
+    with pytest.raises(ValueError, match="another data set: choose another folder"):
+        landscape.compare(one, F.cross_entropy, (changed, data[1].repeat(4)), out=tmp_path, sizes=few)
+    assert (tmp_path / "sgd.h5").read_bytes() == before
+    said: list[str] = []
+    landscape.compare(one, F.cross_entropy, (x, data[1].repeat(4)), out=tmp_path, sizes=few, say=said.append)
+    assert said[0].startswith("going on")
+    landscape.compare(one, F.cross_entropy, (x, data[1].repeat(4)), out=tmp_path, sizes=few, say=(new := []).append, dtype=torch.float32)
+    assert not new[0].startswith("going on")
+    found = landscape.compare(one, F.cross_entropy, (changed, data[1].repeat(4)), out=tmp_path, sizes=SMALL)
+    assert found.runs["sgd"].eigen.provenance.examples == 80
+
+
+def test_the_other_order_and_the_same_model_twice(models, data) -> None:
+    sizes = landscape.Sizes(**{**vars(SMALL), "measures": FEW})
+    names = list(models)
+    there = landscape.compare({n: models[n] for n in names}, F.cross_entropy, data, sizes=sizes).differences()
+    back = landscape.compare({n: models[n] for n in names[::-1]}, F.cross_entropy, data, sizes=sizes).differences()
+    for one, other in zip(there, back, strict=True):
+        assert one.measure == other.measure and one.value == pytest.approx(-other.value, rel=1e-6, abs=1e-12)
+        assert one.error == pytest.approx(other.error, rel=1e-4, abs=1e-12) or np.isnan(one.error)
+    same = landscape.compare({"a": models["sgd"], "b": copy.deepcopy(models["sgd"])}, F.cross_entropy, data, sizes=sizes).differences()
+    assert not any(d.clear for d in same) and max(abs(d.value) for d in same) < 1e-9
+
+
+def test_negative_eigenvalues_are_not_called_the_largest() -> None:
+    x = torch.eye(3)
+    nets = {"a": nn.Linear(3, 1, bias=False), "b": nn.Linear(3, 1, bias=False)}
+    sizes = landscape.Sizes(**{**vars(SMALL), "eigenpairs": 1, "measures": ()})
+    for sign, label, shown in ((-1.0, "λ of largest magnitude", "≤ 6"), (1.0, "λ_max", "6")):
+
+        def loss(model: nn.Module, batch: torch.Tensor, sign: float = sign) -> torch.Tensor:
+            return (sign * torch.tensor([9.0, 1.0, 1.0]) * model(batch).flatten() ** 2).mean()  # eigenvalues 6, 2/3, 2/3
+
+        found = landscape.compare(nets, loss, [x], sizes=sizes)
+        assert found.differences()[label].values == pytest.approx((6 * sign, 6 * sign), rel=1e-4)
+        assert next(line for line in found.table().splitlines() if line.startswith("a ")).split(maxsplit=1)[1].startswith(shown)
+
+
+def test_the_barrier_has_an_error_where_no_batch_size_was_asked_for(models, data) -> None:
+    sizes = landscape.Sizes(**{**vars(SMALL), "points": 3, "between": 3})
+    for given_size in ({}, {"batch_size": None}):
+        found = landscape.compare(models, F.cross_entropy, data, sizes=sizes, **given_size)
+        assert found.paths["sgd", "a/b <script>"].barrier_stderr is not None
+
+
 def in_a_process(folder: Path) -> None:
     landscape.compare(two_models(), F.cross_entropy, given(), out=folder, sizes=SIZES, test_data=given())
 
@@ -209,7 +262,7 @@ def test_a_job_that_is_killed_three_times_goes_on_to_the_same_numbers(compared, 
     again = landscape.compare(two_models(), F.cross_entropy, given(), out=tmp_path, sizes=SIZES, test_data=given())
     for group, before in held.items():
         assert str(store.load(file, group).provenance) + repr(store.load(file, group).cost) == before
-    # Matrix products of float32 may end in other bits where their numbers lie elsewhere in memory.
+    # Matrix products may end in other bits where their numbers lie elsewhere in memory.
     for name, run in again.runs.items():
         before = once.runs[name]
         np.testing.assert_allclose(run.eigen.values, before.eigen.values, rtol=1e-5)
@@ -225,17 +278,20 @@ def test_a_job_that_is_killed_three_times_goes_on_to_the_same_numbers(compared, 
     ("change", "words"),
     [
         ({"models": {}}, "models is empty"),
-        ({"models": {"": nn.Linear(4, 3)}}, "not blank"),
-        ({"models": {3: nn.Linear(4, 3)}}, "not blank, got 3"),
+        ({"models": {"": nn.Linear(4, 3).double()}}, "not blank"),
+        ({"models": {"a\nb": nn.Linear(4, 3).double()}}, "on one line"),
+        ({"models": {3: nn.Linear(4, 3).double()}}, "not blank, got 3"),
         ({"reference": "x"}, "reference must be one of 'a', got 'x'"),
         ({"commands": {"x": "y"}}, "commands has 'x'"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"seed": 2**64}, "seed must be a whole number from 0"),
         ({"budget": "soon"}, "budget must be a time such as 90s, 5m or 1h, got 'soon'"),
-        ({"models": {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3).requires_grad_(False)}}, "model 'b': every parameter"),
-        ({"models": {"a": nn.Sequential(nn.Linear(4, 3), nn.Threshold(1e9, float("inf")))}}, "model 'a': the loss is"),
+        ({"models": {"a": nn.Linear(4, 3).double(), "b": nn.Linear(4, 3).double().requires_grad_(False)}}, "model 'b': every parameter"),
+        ({"models": {"a": nn.Sequential(nn.Linear(4, 3).double(), nn.Threshold(1e9, float("inf")))}}, "model 'a': the loss is"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(data, change: dict, words: str, tmp_path: Path) -> None:
-    arguments = {"models": {"a": nn.Linear(4, 3)}} | change
+    arguments = {"models": {"a": nn.Linear(4, 3).double()}} | change
     with pytest.raises(ValueError, match=words):
         landscape.compare(arguments.pop("models"), F.cross_entropy, data, out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
@@ -254,7 +310,7 @@ def test_sizes_that_cannot_be_are_refused(name: str, value: object) -> None:
 
 
 def test_batch_statistics_leave_per_example_sharpness_out_and_models_as_they_were(data) -> None:
-    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3)).train()
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3)).double().train()
     before, mode, state = copy.deepcopy(net.state_dict()), net[1].training, torch.get_rng_state()
     sizes = landscape.Sizes(**{**vars(SMALL), "measures": ("m_sharpness",)})
     found = landscape.compare({"a": net}, F.cross_entropy, data, sizes=sizes, batch_norm="batch", batch_size=10)
@@ -265,7 +321,7 @@ def test_batch_statistics_leave_per_example_sharpness_out_and_models_as_they_wer
 
 
 def test_models_of_other_shapes_share_neither_plane_nor_line_and_that_is_said(models, data) -> None:
-    wide = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3))
+    wide = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3)).double()
     found = landscape.compare({"sgd": models["sgd"], "wide": wide}, F.cross_entropy, data, sizes=SIZES)
     planes = [run.surfaces["plane"].plane["direction_sha256"] for run in found.runs.values()]
     assert planes[0] != planes[1] and not found.paths
