@@ -81,10 +81,16 @@ def test_two_checkpoints_become_a_page_files_and_differences(here: Path, capsys:
     assert pair.paths["from a"].curve["statistics"] == "recompute"  # batch norm
     difference = pair.subsampled["difference of λ_max"].values[0]
     assert difference == pytest.approx(b.eigen.values.max() - a.eigen.values.max())
-    created = a.eigen.provenance.created_at
-    assert main(["compare", "a.pt", "b.pt", *OF, *SHORT, "--test-data", "own_nets:data", "-o", "pages/two.html"]) == 0
+    assert "on the straight line from a to b: " in printed
+
+
+@pytest.mark.slow  # two pages
+def test_the_same_command_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a.pt", "b.pt", *OF, *SHORT]) == 0
+    created = landscape.open(here / "report-results/a.h5").eigen.provenance.created_at
+    assert main(["compare", "a.pt", "b.pt", *OF, *SHORT]) == 0
     assert "going on with what an earlier run has begun" in capsys.readouterr().out
-    assert landscape.open(here / "pages/two-results/a.h5").eigen.provenance.created_at == created
+    assert landscape.open(here / "report-results/a.h5").eigen.provenance.created_at == created
 
 
 def test_checkpoints_of_every_kind_give_the_same_model(tmp_path: Path) -> None:
