@@ -113,7 +113,8 @@ class Compare:
         elif (measures := measures_table(list(found.runs.values()))).rows:
             print(f"\n{measures.text()}")
         for (one, other), path in found.paths.items():
-            print(f"on the straight line from {one} to {other}: {path.summary()}")
+            anew = ", batch norm's statistics computed anew at every point" if path.curve.get("statistics") == "recompute" else ""
+            print(f"on the straight line from {one} to {other}: {path.summary()}{anew}")
         for part, reason in found.left_out.items():
             print(f"{title(part)} was left out: {reason}")
         files = [*map(str, found.files.values()), *([str(folder / "pairs")] if len(models) > 1 else [])]
