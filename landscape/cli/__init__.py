@@ -46,7 +46,11 @@ COMMANDS = {
     ),
     "plot": ("draw", "Plot", "Draw everything in one or more result files; several files are drawn side by side on shared scales."),
     "report": ("draw", "Report", "Write one HTML page that compares result files; it needs no network."),
-    "inspect": ("files", "Inspect", "Print what a result file holds."),
+    "inspect": (
+        "files",
+        "Inspect",
+        "Print what a result file holds: the run, every result with its error bar and cost, every dataset with its axes and units.",
+    ),
     "export": ("files", "Export", "Write a result file in another format: csv, npz, netcdf, or vtp for ParaView."),
     "merge": ("files", "Merge", "Put the results of several files of one run into one file."),
     "demo": (

@@ -23,6 +23,7 @@ def contenders() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_it_runs_in_quick_form(tmp_path: Path) -> None:
     cases = ["overhead", "vit"]
     done = subprocess.run(

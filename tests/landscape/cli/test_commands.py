@@ -218,6 +218,7 @@ def test_a_diverging_run_stops_with_advice_and_leaves_no_results(tmp_path: Path,
     assert not (out / "run.h5").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_surface_that_the_same_command_completes(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run.h5"
     command = [

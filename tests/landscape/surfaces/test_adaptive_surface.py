@@ -180,6 +180,7 @@ t.loss_surface(objective, t.random_plane(objective), **t.SMALL, out={path!r}, na
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     path, here = tmp_path / "run.h5", Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here.parents[2]), str(here.parents[1])]), "OMP_NUM_THREADS": "1"}

@@ -48,7 +48,7 @@ def member(rank: int, folder: Path, what: str, port: int) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("killed", "rank 1 has given no sign of life since"),
+        pytest.param("killed", "rank 1 has given no sign of life since", marks=pytest.mark.slow),
         pytest.param("store", "rank 1 has lost the process where the ranks met", marks=pytest.mark.slow),
         pytest.param("never", "rank 0 has not come within 1 seconds", marks=pytest.mark.slow),
     ],

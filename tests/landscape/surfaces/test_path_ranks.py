@@ -34,6 +34,7 @@ def work(rank: int, world: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_and_one(tmp_path: Path) -> None:
     for name, at in BEGUN.items():
         with pytest.raises(KeyboardInterrupt):

@@ -140,6 +140,7 @@ def test_standard_errors_are_those_of_the_weighted_batch_means() -> None:
     assert np.isnan(loss_surface(whole, plane, X, None).stderr).all()
 
 
+@pytest.mark.slow
 def test_standard_errors_cover_the_mean_as_often_as_they_should() -> None:
     g = torch.Generator().manual_seed(0)
     hits = []

@@ -202,7 +202,11 @@ def agree(results: list[dict[str, Any]], name: str, expected: Tensor) -> None:
         torch.testing.assert_close(iterates, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("results", "name"), [*((2, n) for n in family.MEMBERS), *((4, n) for n in FEW)], indirect=["results"])
+@pytest.mark.parametrize(
+    ("results", "name"),
+    [*((2, n) for n in family.MEMBERS), *(pytest.param(4, n, marks=pytest.mark.slow) for n in FEW)],
+    indirect=["results"],
+)
 def test_iterates_are_those_of_one_process(results: list[dict[str, Any]], name: str) -> None:
     agree(results, name, family.alone(name))
 

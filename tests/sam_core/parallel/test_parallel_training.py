@@ -128,7 +128,7 @@ class Steps(Hook):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("method", ["sampa", "msam"])
+@pytest.mark.parametrize("method", ["sampa", pytest.param("msam", marks=pytest.mark.slow)])
 def test_a_run_on_two_devices_goes_on_on_one(method: str, tmp_path: Path) -> None:
     alone = {**SMALL, "method": method, "m": 2 if method == "msam" else None}
     one = train(TrainConfig(**alone), out=tmp_path / "one", progress=False)
