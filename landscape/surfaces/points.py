@@ -233,11 +233,13 @@ def fastest_evaluator(
     guesses["plain"] = plain
 
     def look(way: str) -> float:
-        count = min(max(getattr(runs[way], "width", 1), int(limit / guesses[way])), 256)
+        width = getattr(runs[way], "width", 1)  # shares that are equal
+        count = width * min(max(1, int(limit / guesses[way]) // width), 256)
         return _timed(runs[way], batch, [points[i % len(points)] for i in range(count)], objective.device)[1]
 
     seconds = {way: look(way) for way in runs}
-    first = next(iter(runs))
+    # Threads with a point each gain much on many cores; on two, memory may eat it up, and a look does not tell.
+    first = next(way for way in runs if not way.endswith(_THREADS))
     best = min(seconds, key=lambda way: seconds[way])
     if best != first and seconds[best] < _CLEARLY * seconds[first]:
         again = {way: look(way) for way in (first, best)}
